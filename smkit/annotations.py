@@ -1,0 +1,78 @@
+"""What a type annotation allows: its union's members, its choices, whether it holds several values or a secret.
+
+This room knows types only; it neither reads nor writes a value.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+
+def members(annotation: Any) -> list[Any]:
+    """Return the types that a union allows, `Annotated` taken off; a single type for what is no union."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return members(get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in members(part)]
+    return [annotation]
+
+
+def kind_of(member: Any) -> Any:
+    """Return the bare class of a type: `list` of `list[int]`."""
+    return get_origin(member) or member
+
+
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the one pydantic model that an annotation holds (with or without None), if it holds no other type."""
+    some = [member for member in members(annotation) if member is not type(None)]
+    is_model = len(some) == 1 and isinstance(some[0], type) and issubclass(some[0], BaseModel)
+    return some[0] if is_model else None
+
+
+def is_sequence(member: Any) -> bool:
+    """Whether a type holds several values in a row."""
+    kind = kind_of(member)
+    return isinstance(kind, type) and issubclass(kind, (list, tuple, set, frozenset, Sequence)) and not is_text(member)
+
+
+def is_mapping(member: Any) -> bool:
+    """Whether a type holds values under names."""
+    kind = kind_of(member)
+    return isinstance(kind, type) and issubclass(kind, (dict, Mapping, BaseModel))
+
+
+def is_text(member: Any) -> bool:
+    """Whether a type is spelled as plain text."""
+    return isinstance(member, type) and issubclass(member, (str, bytes, Path, SecretStr, SecretBytes))
+
+
+def choices(member: Any) -> list[Any]:
+    """Return the values of a Literal or an Enum, else nothing."""
+    if get_origin(member) is Literal:
+        return list(get_args(member))
+    if isinstance(member, type) and issubclass(member, enum.Enum):
+        return list(member)
+    return []
+
+
+def is_secret(annotation: Any) -> bool:
+    """Whether any part of an annotation is a pydantic Secret."""
+    if isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(is_secret(field.annotation) for field in annotation.model_fields.values())
+    return any(is_secret(part) for part in get_args(annotation))
+
+
+def takes_text(member: Any) -> bool:
+    """Whether every value of this type is spelled as plain text, so that `1e3` must not become a number."""
+    options = [choice.value if isinstance(choice, enum.Enum) else choice for choice in choices(member)]
+    return all(isinstance(option, str) for option in options) if options else is_text(member)

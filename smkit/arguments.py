@@ -1,0 +1,289 @@
+"""The command line: options made from a settings class, argv sorted into texts by option, and `--help`.
+
+Made for what SageMaker's two runtimes put on a command line, which argparse cannot read: `--lr -1e-05`, `--flag True`,
+`-x 1`. This room sorts words; what a text means is `wire`'s business, and whether it is right pydantic's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel
+from pydantic.fields import FieldInfo
+
+from smkit.annotations import choices, is_mapping, is_secret, is_sequence, kind_of, members, nested_model
+from smkit.contract import is_platform_hyperparameter
+from smkit.hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: a field of the settings (`model.hidden` for a field of a nested model), or one of the context's."""
+
+    name: str
+    annotation: Any
+    description: str = ""
+    spellings: tuple[str, ...] = ()
+    field: FieldInfo | None = None
+    metavar: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option as it is written: `--batch-size`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_bool(self) -> bool:
+        """Whether `--name` alone and `--no-name` are allowed."""
+        return [member for member in members(self.annotation) if member is not type(None)] == [bool]
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether several words, and several uses, make one value."""
+        return any(is_sequence(member) for member in members(self.annotation))
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a second use adds to the first instead of replacing it."""
+        return self.takes_many or any(is_mapping(member) for member in members(self.annotation))
+
+
+@dataclass
+class Arguments:
+    """A command line sorted by option: `texts` holds the words given for each, in their order."""
+
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    asks_for_help: bool = False
+
+
+def options_of(settings: type[BaseModel], prefix: str = "") -> dict[str, Option]:
+    """Return the options of a settings class by dotted name; a nested model is one option, and each of its fields."""
+    options: dict[str, Option] = {}
+    for name, info in settings.model_fields.items():
+        path = prefix + name
+        spellings = tuple(prefix + spelling for spelling in _spellings(name, info))
+        options[path] = Option(path, info.annotation, info.description or "", spellings, info)
+        inner = nested_model(info.annotation)
+        if inner is not None:
+            options |= options_of(inner, f"{path}.")
+    return options
+
+
+def _spellings(name: str, info: FieldInfo) -> list[str]:
+    aliases: list[Any] = [name, info.alias, info.validation_alias]
+    if isinstance(info.validation_alias, AliasChoices):
+        aliases += info.validation_alias.choices
+    return list(dict.fromkeys(alias for alias in aliases if isinstance(alias, str)))
+
+
+class OptionIndex:
+    """Finds an option by any of its spellings: `_` and `-` alike, aliases included."""
+
+    def __init__(self, options: Iterable[Option]) -> None:
+        self._by_name: dict[str, Option] = {}
+        for option in options:
+            for spelling in (option.name, *option.spellings):
+                self._by_name.setdefault(spelling.replace("-", "_"), option)
+
+    def find(self, name: str) -> Option | None:
+        """Return the option of this name, if there is one; no abbreviations."""
+        return self._by_name.get(name.replace("-", "_"))
+
+    def unknown(self, name: str) -> str:
+        """Return the problem of a name that no option has, with the nearest one that is."""
+        near = difflib.get_close_matches(name.replace("-", "_"), self._by_name, 1, 0.6)
+        return f"unknown hyperparameter '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+_NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)", re.IGNORECASE)
+
+
+def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
+    """Sort the words of a command line by option; every problem is noted, none ends the reading."""
+    index = OptionIndex(options)
+    arguments = Arguments()
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        position += 1
+        if word in ("-h", "--help"):
+            arguments.asks_for_help = True
+            continue
+        if not _looks_like_option(word):
+            arguments.problems.append(f"unexpected argument '{word}'; options are written --name VALUE")
+            continue
+        name, has_value, value = word.lstrip("-").partition("=")
+        option = index.find(name) if word.startswith("--") or len(name) == 1 else None
+        if option is None and not has_value and (negated := _negated(name, index)):
+            arguments.texts[negated.name] = ["false"]
+            continue
+        words = [value] if has_value else _words_of(argv, position, option, index)
+        position += 0 if has_value else len(words)
+        if option is None:
+            if not is_platform_hyperparameter(name):
+                arguments.problems.append(index.unknown(name))
+        elif words or option.is_bool:
+            given = arguments.texts.setdefault(option.name, [])
+            given[:] = [*given, *words] if option.repeats else words or ["true"]
+        else:
+            arguments.problems.append(f"{option.flag} needs a value; write {option.flag}=VALUE if it begins with '--'")
+    return arguments
+
+
+def _looks_like_option(word: str) -> bool:
+    return len(word) > 1 and word.startswith("-") and not _NUMBER.match(word)
+
+
+def _negated(name: str, index: OptionIndex) -> Option | None:
+    option = index.find(name[3:]) if name.startswith(("no-", "no_")) else None
+    return option if option is not None and option.is_bool else None
+
+
+def _words_of(argv: Sequence[str], start: int, option: Option | None, index: OptionIndex) -> list[str]:
+    """Return the words after an option that belong to it; an unknown option keeps one, if that is no option itself."""
+    words: list[str] = []
+    for word in argv[start:]:
+        known_letter = len(word) == 2 and word[0] == "-" and index.find(word[1]) is not None
+        if _looks_like_option(word) and (
+            word.startswith("--") or known_letter or word == "-h" or option is None or option.is_bool or words
+        ):
+            break
+        words.append(word)
+        if option is None or not option.takes_many:
+            break
+    return words
+
+
+# --- the runtimes' echo -----------------------------------------------------------------------------------------------
+
+
+def toolkit_text(value: Any) -> str:
+    """Return how the toolkit writes a job's value on the command line (sagemaker_training.mapping.to_cmd_args)."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={item}" for key, item in sorted(value.items()))
+    return str(value)
+
+
+def driver_text(value: Any) -> str:
+    """Return how the v3 SDK's driver writes a job's value: decoded a second time, then JSON, texts bare."""
+    again = value
+    if isinstance(value, str):
+        try:
+            again = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return again if isinstance(again, str) else json.dumps(again)
+
+
+def without_echo(argv: Sequence[str], job: Mapping[str, Any]) -> list[str]:
+    """Return `argv` without the pairs in which a runtime only repeats a value of the job, often less exactly.
+
+    What remains was put there by somebody: a real override.
+    """
+    rest: list[str] = []
+    position = 0
+    while position < len(argv):
+        word, following = argv[position], argv[position + 1 : position + 2]
+        name = word.lstrip("-")
+        if word.startswith("-") and name in job and following:
+            value = job[name]
+            if following[0] in (toolkit_text(value), driver_text(value)):
+                position += 2
+                continue
+        rest.append(word)
+        position += 1
+    return rest
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+_INDENT = 30
+
+
+def help_text(settings: type[Hyperparameters], context_options: Iterable[Option], program: str, width: int) -> str:
+    """Return what `--help` prints: the user's own settings first, each with type, default and bounds."""
+    own: list[Option] = []
+    common: list[Option] = []
+    declared = set(settings.model_fields) - set(Hyperparameters.model_fields)
+    for parent in settings.__mro__[: settings.__mro__.index(Hyperparameters)]:
+        declared |= set(inspect.get_annotations(parent))
+    for option in options_of(settings).values():
+        (own if option.name.split(".")[0] in declared else common).append(option)
+    about = textwrap.dedent(settings.__doc__ or "").strip() if settings.__doc__ != Hyperparameters.__doc__ else ""
+    sections = [
+        ("Hyperparameters of this script", own),
+        ("Hyperparameters of every run", common),
+        ("Places", list(context_options)),
+    ]
+    parts = [f"usage: python {program} [--NAME VALUE ...]", *([about] if about else [])]
+    for title, options in sections:
+        if options:
+            parts.append("\n".join([f"{title}:", *(_help_of(option, width) for option in options)]))
+    parts.append(
+        "A list is written --name 1 2 3, a flag --name or --no-name; '_' and '-' are the same in a name.\n"
+        "Order of precedence: command line, then the job's hyperparameters, then --config, then the defaults."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _help_of(option: Option, width: int) -> str:
+    left = f"  {option.flag} {option.metavar or type_text(option.annotation)}"
+    text = " ".join(filter(None, [option.description, _bounds(option.field), _default(option)]))
+    wrapped = textwrap.wrap(text, max(width - _INDENT, 30)) or [""]
+    first = [left.ljust(_INDENT) + wrapped.pop(0)] if len(left) < _INDENT else [left]
+    return "\n".join([*first, *(" " * _INDENT + line for line in wrapped)]).rstrip()
+
+
+def type_text(annotation: Any) -> str:
+    """Return how a value of this type is asked for: `INT`, `{sgd,adam}`, `FLOAT ...`, `INT|none`."""
+    names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "[BOOL]", type(None): "none", Any: "VALUE"}
+    parts: list[str] = []
+    for member in members(annotation):
+        options = choices(member)
+        if options:
+            parts.append("{" + ",".join(str(getattr(option, "value", option)) for option in options) + "}")
+        elif is_sequence(member):
+            item = next(iter(getattr(member, "__args__", ())), str)
+            parts.append(f"{type_text(item)} ...")
+        elif is_mapping(member):
+            is_model = isinstance(member, type) and issubclass(member, BaseModel)
+            parts.append("JSON" if is_model else "KEY=VALUE,...")
+        else:
+            parts.append(names.get(member) or getattr(kind_of(member), "__name__", str(member)).upper())
+    return "|".join(parts)
+
+
+def _bounds(info: FieldInfo | None) -> str:
+    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "multiple_of": "multiple of {}"}
+    signs |= {"min_length": "at least {} long", "max_length": "at most {} long", "pattern": "like {}"}
+    found = [
+        text.format(getattr(bound, name))
+        for bound in (info.metadata if info else [])
+        for name, text in signs.items()
+        if getattr(bound, name, None) is not None
+    ]
+    return f"[{', '.join(found)}]" if found else ""
+
+
+def _default(option: Option) -> str:
+    if option.field is None:
+        return ""
+    if option.field.is_required():
+        return "(required)"
+    value = option.field.get_default(call_default_factory=True, validated_data={})
+    if is_secret(option.annotation):
+        return "(default: hidden)" if value is not None else ""
+    if isinstance(value, BaseModel):
+        return ""
+    shown = getattr(value, "value", value)
+    return f"(default: {'none' if shown is None else shown})"

@@ -1,0 +1,191 @@
+"""TrainingContext: what a script knows about its run, read once from argv, the environment and the job's files.
+
+The only room that reads `sys.argv` and `os.environ`. It knows no torch, so that a launch script can use it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from smkit import report
+from smkit.annotations import is_secret
+from smkit.arguments import Option, help_text, options_of, parse, without_echo
+from smkit.errors import ConfigurationError, DataError
+from smkit.facts import Channel, Platform, PlatformFacts, Texts
+from smkit.hyperparameters import Hyperparameters, freeze
+from smkit.settings import resolve
+from smkit.sources import JobValues, Layer, argument_layer, code_layer, config_layer, job_layer, read_job_values
+
+HP = TypeVar("HP", bound=Hyperparameters, default=Hyperparameters)
+H = TypeVar("H", bound=Hyperparameters)
+
+CONTEXT_OPTIONS = (
+    Option(
+        "channel",
+        list[str],
+        "data of a channel, in place of the job's; once for each channel",
+        metavar="NAME=PATH",
+    ),
+    Option("config", list[str], "hyperparameters from a JSON, TOML or YAML file; a later file wins", metavar="FILE"),
+    Option("run_dir", Path, "where this run keeps everything; a stopped run goes on from there", metavar="DIR"),
+    Option("model_dir", Path, "where the finished model goes", metavar="DIR"),
+    Option("output_data_dir", Path, "where other results go", metavar="DIR"),
+    Option("checkpoint_dir", Path, "where checkpoints go", metavar="DIR"),
+)
+
+
+class TrainingContext(PlatformFacts, Generic[HP]):
+    """All that a script knows about its run: its settings, channels, folders and its place among the processes.
+
+    Built by `TrainingContext.load`, and frozen.
+    """
+
+    hp: HP
+    origins: Mapping[str, str] = {}
+    """where each hyperparameter came from: 'command line', 'hyperparameters.json', 'config file ...', 'default', ..."""
+    channels: tuple[Channel, ...] = ()
+    checkpoint_dir: Path
+    job_name: str | None = None
+    is_sagemaker: bool = False
+    """whether this process runs in a SageMaker job, or in a local one through the same runtime"""
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @classmethod
+    def load(
+        cls,
+        settings: type[H],
+        argv: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> TrainingContext[H]:
+        """Read this run's context.
+
+        Hyperparameters come from, later wins: the class's defaults, `--config` files, the job's hyperparameters
+        (hyperparameters.json, else `SM_HPS`), the command line, `overrides`. Off SageMaker the folders are made
+        in `--run-dir`, by default `runs/<script>-<time>`.
+
+        Args:
+            settings: The script's subclass of `Hyperparameters`.
+            argv: Arguments without the program's name. None is this process's own command line: a mistake in it then
+                ends the process with status 2, as argparse does, its text on stderr and in the job's failure file.
+            env: Environment variables; None is this process's own.
+            overrides: Values set in code, by field name.
+
+        Raises:
+            ConfigurationError: `argv` was given, and something in it, in `env` or in the job's files is wrong. It
+                reports every problem at once.
+            SystemExit: `--help` was asked for, or see `argv`.
+        """
+        program = Path(sys.argv[0]).name or "script"
+        platform = Platform(dict(os.environ if env is None else env), program)
+        words = sys.argv[1:] if argv is None else argv
+        try:
+            values, hp, origins = _read(platform, settings, words, overrides or {})
+        except ConfigurationError as error:
+            if argv is not None:
+                raise
+            output_dir = platform.tree.output_dir if platform.is_sagemaker else None
+            sys.exit(report.end(error, program=program, output_dir=output_dir))
+        context: TrainingContext[H] = TrainingContext[settings](hp=hp, origins=origins, **values)  # type: ignore[valid-type]
+        if not context.is_sagemaker:
+            context.model_dir.mkdir(parents=True, exist_ok=True)
+            context.output_data_dir.mkdir(parents=True, exist_ok=True)
+        return context
+
+    def channel(self, name: str) -> Channel:
+        """Return the channel of this name.
+
+        Raises:
+            DataError: There is no such channel, its folder is missing, or it is empty.
+        """
+        fix = (
+            f"launch with inputs={{'{name}': ...}}"
+            if self.is_sagemaker
+            else f"give --channel {name}=PATH on the command line"
+        )
+        found = next((channel for channel in self.channels if channel.name == name), None)
+        if found is None:
+            names = [channel.name for channel in self.channels]
+            there = f"there are: {', '.join(names)}" if names else "there is none"
+            near = difflib.get_close_matches(name, names, 1, 0.6)
+            hint = f"; is it '{near[0]}'?" if near else ""
+            raise DataError(f"there is no channel '{name}'; {there}{hint}", where="the channels of this run", fix=fix)
+        if found.input_mode == "Pipe":
+            return found
+        if not found.path.exists():
+            raise DataError(f"{found.path} does not exist", where=f"channel '{name}'", fix=fix)
+        if found.path.is_dir() and not any(found.path.iterdir()):
+            raise DataError(f"{found.path} is empty", where=f"channel '{name}'", fix=f"put data there, or {fix}")
+        return found
+
+    def has_channel(self, name: str) -> bool:
+        """Whether the run was given a channel of this name."""
+        return any(channel.name == name for channel in self.channels)
+
+    def settings_document(self) -> dict[str, Any]:
+        """Return the resolved settings as JSON values, secrets left out: `--config` reads the saved document back."""
+        secrets = {name for name, field in type(self.hp).model_fields.items() if is_secret(field.annotation)}
+        return {
+            "hyperparameters": self.hp.model_dump(mode="json", exclude=secrets),
+            "origins": {name: origin for name, origin in self.origins.items() if name.split(".")[0] not in secrets},
+            "job_name": self.job_name,
+        }
+
+    def save_settings(self, directory: Path) -> Path:
+        """Write `settings_document` to `settings.json` in `directory` and return the file."""
+        file = directory / "settings.json"
+        file.write_text(json.dumps(self.settings_document(), indent=2) + "\n", encoding="utf-8")
+        return file
+
+
+def _read(
+    platform: Platform, settings: type[H], argv: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], H, Mapping[str, str]]:
+    """Return the context's own values, the settings and their origins; every problem of every source in one error."""
+    problems = platform.problems
+    job = read_job_values(platform.tree.hyperparameters_file, platform.variables, problems)
+    words = without_echo(argv, job.values) if platform.is_sagemaker else argv
+    given = parse(words, [*options_of(settings).values(), *CONTEXT_OPTIONS])
+    if given.asks_for_help:
+        width = shutil.get_terminal_size((100, 24)).columns
+        sys.stdout.write(help_text(settings, CONTEXT_OPTIONS, platform.program, width))
+        sys.exit(0)
+    problems += [f"command line: {problem}" for problem in given.problems]
+    resolved = resolve(settings, _layers(settings, given.texts, job, overrides, problems))
+    values = platform.read(given.texts)
+    if problems or resolved.settings is None:
+        raise ConfigurationError.of(
+            [*problems, *resolved.problems],
+            subject="the settings",
+            where=f"the sources named above, for {platform.program}",
+            fix=f"correct them; `python {platform.program} --help` lists every option",
+        )
+    return values, resolved.settings, freeze(dict(resolved.origins))
+
+
+def _layers(
+    settings: type[H], texts: Texts, job: JobValues, overrides: Mapping[str, Any], problems: list[str]
+) -> list[Layer]:
+    """Return all sources, lowest first. A job can name its config file by a hyperparameter `config`."""
+    values = dict(job.values)
+    files = [] if "config" not in values else [str(values.pop("config"))]
+    files += texts.get("config", [])
+    return [
+        *(config_layer(Path(file), settings, problems) for file in files),
+        job_layer(JobValues(job.label, values, job.texts), settings, problems),
+        argument_layer(texts, settings, problems),
+        code_layer(overrides, settings, problems),
+    ]

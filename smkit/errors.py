@@ -1,0 +1,69 @@
+"""The exception tree; every message says what happened, where, and how to mend it.
+
+    SmkitError
+    ├── ConfigurationError   a setting, an argument or a file of the job is wrong
+    ├── DataError            a channel does not hold what it should
+    ├── CheckpointError      a checkpoint cannot be written, read or used
+    └── JobError             a job failed, was stopped or cannot be found
+
+This room knows no other room of smkit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class SmkitError(Exception):
+    """Something that the user can mend.
+
+    Args:
+        what: What happened, in one sentence, with the value in question.
+        where: The place in the user's own words: a hyperparameter, a channel, a file, a step.
+        fix: What to do about it.
+    """
+
+    exit_status: ClassVar[int] = 1
+    """Status that a process ends with when this error reaches its edge."""
+
+    def __init__(self, what: str, *, where: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
+
+
+class ConfigurationError(SmkitError):
+    """A setting, an argument or a file of the job is wrong; found before any work is done."""
+
+    exit_status = 2
+
+    @classmethod
+    def of(cls, problems: Sequence[str], *, subject: str, where: str, fix: str) -> ConfigurationError:
+        """Return one error that reports all `problems` of `subject` together."""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        return cls(f"{count} in {subject}:{lines}", where=where, fix=fix)
+
+
+class DataError(SmkitError):
+    """A channel or a data set does not hold what it should."""
+
+
+class CheckpointError(SmkitError):
+    """A checkpoint cannot be written, read or used."""
+
+
+class JobError(SmkitError):
+    """A job failed, was stopped, or cannot be found."""
+
+
+def _rebuild(kind: type[SmkitError], what: str, where: str, fix: str) -> SmkitError:
+    return kind(what, where=where, fix=fix)

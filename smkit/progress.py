@@ -1,0 +1,67 @@
+"""The line a person watches on a terminal: how far, how fast, how long still.
+
+Drawn on stderr, and only if that is a terminal: a log gets whole lines and no carriage returns.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+_REDRAW_SECONDS = 0.1
+_BAR_WIDTH = 24
+
+
+class Progress:
+    """One progress line.
+
+    Args:
+        total_steps: Optimizer steps of the whole run.
+        first_step: Steps done before this process started.
+    """
+
+    def __init__(self, total_steps: int, first_step: int = 0) -> None:
+        self._total = total_steps
+        self._first = first_step
+        self._started = time.monotonic()
+        self._note = ""
+        self._is_drawn = False
+        self.due = 0.0 if sys.stderr.isatty() else float("inf")
+        """Time, by `time.monotonic()`, from which the line wants to be drawn again."""
+
+    def draw(self, step: int, samples_per_step: int) -> None:
+        """Draw the line for a run that has done `step` steps."""
+        now = time.monotonic()
+        self.due = now + _REDRAW_SECONDS
+        rate = (step - self._first) / max(now - self._started, 1e-9)
+        left = duration((self._total - step) / rate) if rate > 0 else "-"
+        filled = _BAR_WIDTH * step // max(self._total, 1)
+        bar = "━" * filled + "─" * (_BAR_WIDTH - filled)
+        speed = f"{rate * samples_per_step:,.0f} samples/s"
+        line = f"{bar} {step:,}/{self._total:,} steps · {speed} · {left} left{self._note}"
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write("\r" + line[:width] + "\x1b[K")
+        sys.stderr.flush()
+        self._is_drawn = True
+
+    def clear(self) -> None:
+        """Take the line away, so that something else can be written."""
+        if self._is_drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._is_drawn = False
+
+    def note(self, text: str) -> None:
+        """Show `text` at the end of the line from now on."""
+        self._note = f" · {text}" if text else ""
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people read it: `8 s`, `2:05`, `1:02:05`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,83 @@
+"""What a process says at its edge: the table at start, the text of a failure, the exit status.
+
+Everything here goes to stderr or to the job's failure file. This room knows no torch and decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from smkit import contract
+from smkit.errors import SmkitError
+
+_OTHER_PEOPLES_CODE = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent), "<"}
+)
+
+
+def say(text: str) -> None:
+    """Write `text` to stderr in one piece; a reader that has gone away is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def failure_text(error: BaseException) -> str:
+    """Return what went wrong: the error first, then what caused it, then the user's own line nearest to it."""
+    if isinstance(error, SmkitError):
+        return str(error)
+    parts = [_one_line(error)]
+    cause = error.__cause__
+    while cause is not None:
+        parts.append(f"  caused by: {_one_line(cause)}")
+        cause = cause.__cause__
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_foreign(frame.filename)]
+    if own:
+        parts.append(f"  where: {own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}")
+    return "\n".join(parts)
+
+
+def _one_line(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(type(error), error)).strip()
+
+
+def _is_foreign(filename: str) -> bool:
+    return filename.startswith(_OTHER_PEOPLES_CODE)
+
+
+def write_failure(output_dir: Path, text: str) -> None:
+    """Write the job's failure file, if no other process has: the first one has seen the cause.
+
+    Both runtimes keep a file that is there, and SageMaker shows its first 1,024 characters as FailureReason.
+    """
+    with contextlib.suppress(OSError):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with contract.failure_file(output_dir).open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text[: contract.MAX_FAILURE_CHARACTERS])
+
+
+def end(error: BaseException, *, program: str, output_dir: Path | None) -> int:
+    """Say why the process ends, note it in the failure file, and return the exit status."""
+    text = failure_text(error)
+    if not isinstance(error, SmkitError):
+        say("".join(traceback.format_exception(error)).rstrip())
+    else:
+        say(f"{program}: {text}")
+    if output_dir is not None:
+        write_failure(output_dir, text)
+    return error.exit_status if isinstance(error, SmkitError) else 1
+
+
+def table(rows: Iterable[Sequence[str]], *, title: str = "") -> str:
+    """Return `rows` as aligned columns under an optional title; the last column is not padded."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    body = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    return "\n".join([title, *body] if title else body)
