@@ -81,21 +81,23 @@ class MetricLog:
         """
         record = {name: math.fsum(noted) / len(noted) for name, noted in self.read().items()} | dict(values or {})
         self._pending.clear()
-        if not record:
-            return record
-        if self._prints:
+        self.write_values(step, epoch, record)
+        return record
+
+    def write_values(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Write one record of these values; what was noted stays noted."""
+        if values and self._prints:
             # A reader that has gone away must not end the training.
             with contextlib.suppress(OSError):
-                sys.stdout.write(contract.metric_line(step, epoch, record))
+                sys.stdout.write(contract.metric_line(step, epoch, values))
                 sys.stdout.flush()
-        if self._jsonl_file is not None:
-            row = json.dumps({"step": step, "epoch": epoch, "time": round(time.time(), 3), **record})
+        if values and self._jsonl_file is not None:
+            row = json.dumps({"step": step, "epoch": epoch, "time": round(time.time(), 3), **values})
             self._jsonl_file.parent.mkdir(parents=True, exist_ok=True)
             with self._jsonl_file.open("a", encoding="utf-8") as file:
                 file.write(row + "\n")
-        if self._tensorboard_dir is not None:
-            self._write_events(self._tensorboard_dir, step, record)
-        return record
+        if values and self._tensorboard_dir is not None:
+            self._write_events(self._tensorboard_dir, step, values)
 
     def _write_events(self, directory: Path, step: int, record: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

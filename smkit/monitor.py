@@ -1,0 +1,69 @@
+"""Monitor: the metric that decides which model is best, and when there is no point in going on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from smkit.errors import ConfigurationError
+
+
+class Monitor:
+    """Watches one validation metric.
+
+    Args:
+        metric: Its name, `accuracy` or `validation/accuracy`; None watches nothing.
+        mode: Whether a smaller ("min") or a larger ("max") value is better.
+        patience: Validations without a better value after which a run is stuck; None for any number.
+    """
+
+    def __init__(self, metric: str | None, mode: Literal["min", "max"], patience: int | None) -> None:
+        if patience is not None and metric is None:
+            raise ConfigurationError(
+                "early stopping does not know which metric to watch",
+                where="hyperparameter 'early_stopping_patience'",
+                fix="set monitor to the name of a validation metric, and monitor_mode",
+            )
+        self.metric = metric
+        self._mode = mode
+        self._patience = patience
+        self.best_score: float | None = None
+        """Score of the best validation so far: the metric, or its negative if smaller is better."""
+        self._without_progress = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether patience has run out."""
+        return self._patience is not None and self._without_progress >= self._patience
+
+    def judge(self, values: Mapping[str, float]) -> bool:
+        """Note one validation; return whether it is the best so far. NaN never is.
+
+        Raises:
+            ConfigurationError: The monitored metric is not among `values`.
+        """
+        if self.metric is None:
+            return False
+        name = self.metric if "/" in self.metric else f"validation/{self.metric}"
+        if name not in values:
+            raise ConfigurationError(
+                f"the monitored metric '{self.metric}' is none of: {', '.join(values)}",
+                where="hyperparameter 'monitor'",
+                fix="use one of these names, or return it from validation_step",
+            )
+        score = values[name] if self._mode == "max" else -values[name]
+        is_best = math.isfinite(score) and (self.best_score is None or score > self.best_score)
+        if is_best:
+            self.best_score = score
+        self._without_progress = 0 if is_best else self._without_progress + 1
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score and how long ago it was."""
+        return {"best_score": self.best_score, "without_progress": self._without_progress}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state."""
+        self.best_score = state["best_score"]
+        self._without_progress = state["without_progress"]

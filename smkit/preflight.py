@@ -1,0 +1,121 @@
+"""What can be checked before a run begins, and the errors of a step that is not what the loop needs.
+
+Each check is a plain function of what it checks; the order of checks is the trainer's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from smkit.errors import ConfigurationError, SmkitError
+
+
+def settings_of(trainer: type, base: type) -> Any:
+    """Return the settings class that a subclass of the generic class `base` was given: `S` of `Trainer[S]`.
+
+    It follows every way to inherit: through classes that are generic themselves, and through plain ones.
+    """
+    found = _argument_of(trainer, base)
+    if isinstance(found, type):
+        return found
+    from smkit.hyperparameters import Hyperparameters
+
+    return Hyperparameters
+
+
+def _argument_of(trainer: type, base: type) -> Any:
+    for parent in trainer.__dict__.get("__orig_bases__", trainer.__bases__):
+        origin, arguments = get_origin(parent) or parent, get_args(parent)
+        if origin is base:
+            return arguments[0] if arguments else None
+        if isinstance(origin, type) and issubclass(origin, base):
+            inner = _argument_of(origin, base)
+            if not isinstance(inner, TypeVar):
+                return inner
+            parameters = getattr(origin, "__parameters__", ())
+            return arguments[parameters.index(inner)] if inner in parameters and arguments else None
+    return None
+
+
+def require_one_process(world_size: int) -> None:
+    """Refuse several processes: each would train on its own and save over the others."""
+    if world_size > 1:
+        raise ConfigurationError(
+            f"this script was started as {world_size} processes, and this version of smkit trains in one",
+            where="WORLD_SIZE",
+            fix="start it without torchrun, on one host with one GPU",
+        )
+
+
+def require_writable(*directories: Path) -> None:
+    """Refuse folders that nothing can be written to, before hours of training lead there."""
+    for directory in directories:
+        probe = directory / f".smkit-{os.getpid()}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"smkit")
+            probe.unlink()
+        except OSError as error:
+            raise unwritable(directory, error) from error
+
+
+def unwritable(directory: Path, error: OSError, kept: Path | None = None) -> SmkitError:
+    """Return the error of a folder that cannot be written to; `kept` holds what is safe."""
+    again = f", and start again: {kept} holds the finished run" if kept is not None else ", or choose another folder"
+    return SmkitError(
+        f"cannot be written to: {error.strerror or error}", where=str(directory), fix=f"make room or give access{again}"
+    )
+
+
+def step_scheduler(scheduler: Any) -> LRScheduler | None:
+    """Return a scheduler that is stepped once per optimizer step, which is what the loop does."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigurationError(
+            "ReduceLROnPlateau wants a metric at each step, and the loop has none to give",
+            where="build_scheduler",
+            fix="return a scheduler that counts steps, such as OneCycleLR or CosineAnnealingLR(T_max=self.total_steps)",
+        )
+    if scheduler is not None and not isinstance(scheduler, LRScheduler):
+        raise ConfigurationError(
+            f"{scheduler!r} is no scheduler", where="build_scheduler", fix="return a torch.optim.lr_scheduler, or None"
+        )
+    return scheduler
+
+
+def nothing_to_monitor(metric: str, missing: str) -> ConfigurationError:
+    """Return the error of a metric that no validation gives."""
+    return ConfigurationError(
+        f"the metric '{metric}' is to be monitored, and there is no {missing}",
+        where="hyperparameter 'monitor'",
+        fix=f"add the {missing}, or do not set monitor",
+    )
+
+
+def named_metrics(metrics: object, trainer: str) -> Mapping[str, Any]:
+    """Return what a validation step returned, if it is what it should be."""
+    if not isinstance(metrics, Mapping):
+        raise SmkitError(
+            f"returned {metrics!r:.60}", where=f"{trainer}.validation_step", fix="return a dict: {'accuracy': value}"
+        )
+    return metrics
+
+
+def no_loss(loss: object, where: str) -> SmkitError:
+    """Return the error of a training step whose result cannot be learned from."""
+    if not isinstance(loss, Tensor):
+        return SmkitError(f"returned {loss!r:.60} and no loss", where=where, fix="return the loss, a tensor")
+    if loss.numel() != 1:
+        return SmkitError(
+            f"returned a loss of shape {tuple(loss.shape)}", where=where, fix="return its mean, a tensor of one element"
+        )
+    return SmkitError(
+        "returned a loss that depends on no parameter",
+        where=where,
+        fix="compute it from self.model(...), without detach(), item() or torch.no_grad()",
+    )

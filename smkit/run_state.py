@@ -1,0 +1,91 @@
+"""RunState: the parts of a run that a checkpoint holds, taken together and put back together.
+
+Every part that has a memory is here: model, optimizer, scheduler, gradient scaler, random generators, position in the
+data, metrics not yet written, the monitor. Leave one out, and a resumed run is another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from smkit.checkpoint import Checkpoint
+from smkit.data.loader import Loader
+from smkit.device import Placement
+from smkit.errors import CheckpointError, DataError
+from smkit.metrics import MetricLog
+from smkit.monitor import Monitor
+from smkit.randomness import random_state, restore_random_state
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The parts of one run; `hyperparameters` are saved to name what was changed when a resume does not fit."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    placement: Placement
+    loader: Loader
+    log: MetricLog
+    monitor: Monitor
+    hyperparameters: Mapping[str, Any]
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state of every part; tensors are the live ones, for a CheckpointStore copies them."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "placement": self.placement.state_dict(),
+            "random": random_state(),
+            "data": self.loader.state_dict(),
+            "metrics": self.log.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "hyperparameters": dict(self.hyperparameters),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Put every part back, and return the hyperparameters that are others now: `learning_rate: 0.1, now 0.01`.
+
+        Raises:
+            CheckpointError: The checkpoint belongs to another model, optimizer or data set.
+        """
+        state = checkpoint.state
+        changed = _differences(state["hyperparameters"], self.hyperparameters)
+        try:
+            self.loader.load_state_dict(state["data"])
+        except DataError as error:
+            raise _does_not_fit(checkpoint, error.what, changed) from error
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None and state["scheduler"] is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise _does_not_fit(checkpoint, " ".join(lines[:6]), changed) from error
+        self.placement.load_state_dict(state["placement"])
+        self.log.load_state_dict(state["metrics"], checkpoint.step)
+        self.monitor.load_state_dict(state["monitor"])
+        restore_random_state(state["random"])
+        return changed
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in now if before.get(name, now[name]) != now[name]]
+    return [f"{name}: {before[name]}, now {now[name]}" for name in names]
+
+
+def _does_not_fit(checkpoint: Checkpoint, why: str, changed: list[str]) -> CheckpointError:
+    hint = f"; changed since: {'; '.join(changed)}" if changed else ""
+    return CheckpointError(
+        f"the checkpoint of step {checkpoint.step} is of another run: {why}{hint}",
+        where=str(checkpoint.directory),
+        fix="start with the settings of that run, or with another --run-dir (in a job: another checkpoint S3 URI)",
+    )

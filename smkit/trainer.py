@@ -1,0 +1,492 @@
+"""Trainer: the training loop, readable from top to bottom, written in terms of the other rooms of this wing.
+
+A user subclasses it, builds a model and an optimizer, and writes the step. This room decides the order of things;
+how data is fetched, numbers computed, states saved and metrics written it leaves to the rooms that know.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
+from typing_extensions import TypeVar
+
+from smkit import contract, preflight, report
+from smkit.cadence import checkpoint_interval, next_multiple
+from smkit.checkpoint import CheckpointStore
+from smkit.data.layouts import open_dataset
+from smkit.data.loader import Loader, make_loader
+from smkit.device import Placement
+from smkit.errors import CheckpointError, SmkitError
+from smkit.metrics import MetricLog, SampleMeans
+from smkit.monitor import Monitor
+from smkit.progress import Progress, duration
+from smkit.randomness import random_state_kept, seed_all
+from smkit.run_state import RunState
+from smkit.stopping import StopRequest
+
+if TYPE_CHECKING:
+    # At run time these come with the user's own script; the loop alone does not pay for importing pydantic.
+    from smkit.context import TrainingContext
+    from smkit.facts import Channel
+    from smkit.hyperparameters import Hyperparameters
+
+logger = logging.getLogger(__name__)
+
+HP = TypeVar("HP", bound="Hyperparameters", default="Hyperparameters")
+
+_SCALER_PATIENCE_STEPS = 20
+"""Losses in a row that may overflow in fp16 while the scaler looks for its scale: it halves 65,536 to 1 in 16."""
+
+
+class Trainer(ABC, Generic[HP]):
+    """A training run. Subclass it as `Trainer[Settings]`, write the `build_*` methods and the step, call `main`.
+
+    Args:
+        context: The run's context, from `TrainingContext.load`.
+
+    Attributes:
+        context: As given.
+        hp: The context's hyperparameters, typed as the subclass says.
+        model: What `build_model` returned, on its device; set by `fit`.
+        optimizer: What `build_optimizer` returned; set by `fit`.
+        scheduler: What `build_scheduler` returned; set by `fit`.
+        placement: Device and precision; set by `fit`.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the whole run; known before `build_optimizer` is called.
+    """
+
+    train_channel = "train"
+    validation_channel = "validation"
+    num_workers = 0
+    """Processes that fetch data; 0 is fastest where data lies in memory."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    placement: Placement
+
+    def __init__(self, context: TrainingContext[HP]) -> None:
+        self.context = context
+        self.hp: HP = context.hp
+        self.step = 0
+        self.total_steps = 0
+        self._stop = StopRequest()
+        self._record: dict[str, float] = {}
+        self._validated_step = 0
+        self._nonfinite_losses = 0
+
+    # --- what a user writes -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """Return the model; random generators are seeded already."""
+
+    @abstractmethod
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        """Return the optimizer of `model`, which is on its device."""
+
+    @abstractmethod
+    def training_step(self, batch: Any) -> Tensor:
+        """Return the mean loss of `batch` over its samples, a tensor of one element."""
+
+    def build_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:  # noqa: ARG002
+        """Return a scheduler, stepped once per optimizer step; `self.total_steps` is known. None by default."""
+        return None
+
+    def build_dataset(self, channel: Channel) -> Dataset[Any]:
+        """Return a map-style data set of a channel; by default what `open_dataset` makes of its files."""
+        return open_dataset(channel)
+
+    def validation_step(self, batch: Any) -> Mapping[str, Any]:
+        """Return metrics of `batch` by name; written, there is validation, if the run has the channel for it.
+
+        A value is a mean over the batch's samples, a tensor `(samples,)` of one value each, or a pair (sum, count).
+        """
+        raise NotImplementedError
+
+    def export_model(self, directory: Path) -> None:
+        """Write the finished model into `directory`; by default its weights, as model.safetensors."""
+        from safetensors.torch import save_model
+
+        file = directory / "model.safetensors"
+        part = file.with_name(file.name + ".part")
+        save_model(self.model, str(part))
+        part.replace(file)
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Note a metric within a step; its mean appears in the next record. A tensor stays on its device until then."""
+        self._log.add(name, value)
+
+    # --- the process --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def main(cls) -> NoReturn:
+        """Run this trainer as a script: load the context, fit, end the process with the right status.
+
+        Status 0: finished. 2: a mistake in the settings. 1: any other failure; its cause is in the job's failure file.
+        143: stopped by SIGTERM, 130: by Ctrl-C, a checkpoint saved; the same command with the same `--run-dir` goes on.
+        """
+        from smkit.context import TrainingContext
+
+        program = Path(sys.argv[0]).name
+        context = TrainingContext.load(preflight.settings_of(cls, Trainer))
+        if not context.is_sagemaker:
+            contract.failure_file(context.output_dir).unlink(missing_ok=True)
+        try:
+            cls(context).fit()
+        except KeyboardInterrupt:
+            report.say(f"{program}: interrupted; {context.checkpoint_dir} holds what was saved")
+            sys.exit(contract.INTERRUPTED_EXIT_STATUS)
+        except Exception as error:
+            sys.exit(report.end(error, program=program, output_dir=context.output_dir))
+        sys.exit(0)
+
+    def fit(self) -> dict[str, float]:
+        """Train, validate, save and export.
+
+        In pseudocode:
+
+            check the places, build data, model, optimizer, scheduler     # cheap mistakes are found first
+            go on from the newest whole checkpoint, if there is one
+            until epochs or max_steps are done, or early stopping:
+                for each batch of the epoch:
+                    for each micro-batch of it:
+                        loss = training_step(micro-batch), weighed by its share of the batch's samples
+                        backward
+                    clip, optimizer step, scheduler step
+                    if due: write metrics, validate, save a checkpoint
+                    if asked to stop: save a checkpoint, leave
+            export the model (the best one, if a metric is monitored)
+
+        Returns:
+            The latest value of every metric.
+
+        Raises:
+            SmkitError: Something that the user can mend, with what, where and how.
+            SystemExit: Status 143, after SIGTERM and a checkpoint.
+            KeyboardInterrupt: After Ctrl-C and a checkpoint; at once after a second one.
+        """
+        with self._stop.listening(on_deadline=self._miss_deadline):
+            try:
+                self._prepare()
+                while not self._is_finished():
+                    batches = iter(self._loader)
+                    for sizes in self._loader.groups():
+                        self._train_on(batches, sizes)
+                        if (
+                            self.step >= self._event_step
+                            or time.monotonic() >= self._event_time
+                            or self._stop.signal is not None
+                        ):
+                            self._between_steps()
+                            if self._is_finished():
+                                break
+                self._finish()
+            finally:
+                self._close()
+        return self._record
+
+    # --- the loop's parts, in the order in which they happen ----------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
+        self._began = time.monotonic()
+        hp, context = self.hp, self.context
+        preflight.require_one_process(context.world_size)
+        preflight.require_writable(context.model_dir, context.checkpoint_dir)
+        self._monitor = Monitor(hp.monitor, hp.monitor_mode, hp.early_stopping_patience)
+        self.placement = Placement.choose(hp.precision, context.local_rank)
+        seed_all(hp.seed)
+        self._loader = self._make_loader(self.train_channel, shuffle=True)
+        self._validation_loader = self._make_validation_loader()
+        steps = hp.epochs * self._loader.steps_per_epoch
+        self.total_steps = steps if hp.max_steps is None else min(steps, hp.max_steps)
+        self.model = self.build_model().to(self.placement.device)
+        self.optimizer = self.build_optimizer(self.model)
+        self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        metrics_file = context.output_data_dir / "metrics.jsonl"
+        self._log = MetricLog(metrics_file, contract.tensorboard_dir(context.output_dir))
+        self._store = CheckpointStore(context.checkpoint_dir)
+        self._resume()
+        self.model.train()
+        self._progress = Progress(self.total_steps, self.step)
+        self._plan_checkpoint(stall_seconds=0.0)
+        self._begin_interval()
+        self._between_steps()
+
+    def _make_loader(self, channel: str, *, shuffle: bool) -> Loader:
+        hp = self.hp
+        return make_loader(
+            self.build_dataset(self.context.channel(channel)),
+            batch_size=hp.batch_size,
+            seed=hp.seed,
+            shuffle=shuffle,
+            gradient_accumulation_steps=hp.gradient_accumulation_steps if shuffle else 1,
+            num_workers=self.num_workers,
+            pin_memory=self.placement.device.type == "cuda",
+        )
+
+    def _make_validation_loader(self) -> Loader | None:
+        is_written = type(self).validation_step is not Trainer.validation_step
+        has_channel = self.context.has_channel(self.validation_channel)
+        if is_written and has_channel:
+            return self._make_loader(self.validation_channel, shuffle=False)
+        if self._monitor.metric is not None:
+            missing = "validation_step" if not is_written else f"channel '{self.validation_channel}'"
+            raise preflight.nothing_to_monitor(self._monitor.metric, missing)
+        return None
+
+    def _resume(self) -> None:
+        self._run = RunState(
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            placement=self.placement,
+            loader=self._loader,
+            log=self._log,
+            monitor=self._monitor,
+            hyperparameters=self.context.settings_document()["hyperparameters"],
+        )
+        checkpoint = self._store.latest()
+        changed: list[str] = []
+        if checkpoint is not None:
+            changed = self._run.restore(checkpoint)
+            self.step = checkpoint.step
+            self._validated_step = checkpoint.state["loop"]["validated_step"]
+            self._nonfinite_losses = checkpoint.state["loop"]["nonfinite_losses"]
+        self._saved_step = self.step
+        report.say(self._start_text(resumed=checkpoint is not None))
+        for change in changed:
+            report.say(f"note: this run goes on with another {change}; the optimizer keeps what the checkpoint holds")
+
+    def _start_text(self, *, resumed: bool) -> str:
+        """Return the table of what was resolved, and where each setting came from."""
+        loader, validation = self._loader, self._validation_loader
+        start = f"goes on after step {self.step:,}" if resumed else "new start"
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        rows = [
+            ("device", self.placement.describe()),
+            ("train", repr(loader.dataset)),
+            ("validation", "none" if validation is None else repr(validation.dataset)),
+            ("model", f"{type(self.model).__name__}, {size:,} parameters"),
+            ("steps", f"{self.total_steps:,} of {self.hp.batch_size} samples, {loader.steps_per_epoch:,} in an epoch"),
+            ("checkpoints", f"{self.context.checkpoint_dir}, {start}"),
+            ("model goes to", str(self.context.model_dir)),
+        ]
+        settings = [(name, _value_at(self.hp, name), origin) for name, origin in self.context.origins.items()]
+        return "\n".join(
+            [
+                report.table(rows, title=type(self).__name__),
+                report.table([("hyperparameter", "value", "from"), *settings]),
+            ]
+        )
+
+    def _begin_interval(self) -> None:
+        self._interval_began, self._interval_step, self._waited_seconds = time.monotonic(), self.step, 0.0
+
+    def _train_on(self, batches: Iterator[Any], sizes: Sequence[int]) -> None:
+        """Do one optimizer step on the next micro-batches, whose numbers of samples are `sizes`."""
+        placement = self.placement
+        total = sum(sizes)
+        mean_loss: Tensor | None = None
+        for size in sizes:
+            began = time.perf_counter()
+            batch = placement.move(next(batches))
+            self._waited_seconds += time.perf_counter() - began
+            with placement.autocast():
+                loss: Any = self.training_step(batch)
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise preflight.no_loss(loss, f"{type(self).__name__}.training_step, step {self.step + 1}")
+            if size != total:
+                loss = loss * (size / total)
+            placement.backward(loss)
+            mean_loss = loss.detach() if mean_loss is None else mean_loss + loss.detach()
+        norm = placement.step(self.optimizer, self._parameters, self.hp.max_grad_norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None and not placement.skipped:
+            self.scheduler.step()
+        self._loader.advance()
+        self.step += 1
+        if mean_loss is not None:
+            self._log.add("train/loss", mean_loss)
+        if norm is not None:
+            self._log.add("train/grad_norm", norm)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return self._loader.epoch + (1 if self._loader.step else 0)
+
+    def _is_finished(self) -> bool:
+        return self.step >= self.total_steps or self._monitor.is_stuck
+
+    def _between_steps(self) -> None:
+        """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
+        hp = self.hp
+        if self.step > self._interval_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
+            self._write_metrics()
+        if self._is_validation_due:
+            self._validate()
+        if self._stop:
+            self._leave()
+        if time.monotonic() >= self._checkpoint_due and self.step > self._saved_step and not self._store.is_saving:
+            self._save()
+        if time.monotonic() >= self._progress.due:
+            self._progress.draw(self.step, hp.batch_size)
+        epoch_end = self.step + self._loader.steps_per_epoch - self._loader.step
+        validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
+        self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps)
+        self._event_time = min(self._checkpoint_due, self._progress.due)
+
+    def _write_metrics(self) -> None:
+        self._nonfinite_losses = self._require_finite_losses()
+        seconds = max(time.monotonic() - self._interval_began, 1e-9)
+        steps = self.step - self._interval_step
+        values = {
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "train/samples_per_second": steps * self.hp.batch_size / seconds,
+            "train/data_wait_percent": 100 * self._waited_seconds / seconds,
+            "train/eta_seconds": (self.total_steps - self.step) * seconds / steps,
+        }
+        self._progress.clear()
+        self._record |= self._log.write(self.step, self.epoch, values)
+        self._progress.note(f"loss {self._record['train/loss']:.4g}")
+        self._begin_interval()
+
+    def _require_finite_losses(self) -> int:
+        """Stop at the first loss that is no number; a gradient scaler may skip up to 20 in a row. Return how many."""
+        losses = self._log.read().get("train/loss", [])
+        allowed = 0 if self.placement.scaler is None else _SCALER_PATIENCE_STEPS
+        in_a_row = self._nonfinite_losses
+        for index, loss in enumerate(losses):
+            in_a_row = 0 if math.isfinite(loss) else in_a_row + 1
+            if in_a_row > allowed:
+                rate = self.optimizer.param_groups[0]["lr"]
+                raise SmkitError(
+                    f"train/loss is {loss} at step {self.step - len(losses) + index + 1}",
+                    where=f"{type(self).__name__}.training_step, learning rate {float(rate):.3g}",
+                    fix="lower the learning rate, set max_grad_norm, or look at the data; what was saved before in "
+                    f"{self.context.checkpoint_dir} is whole",
+                )
+        return in_a_row
+
+    @property
+    def _is_validation_due(self) -> bool:
+        if self._validation_loader is None or self.step == self._validated_step:
+            return False
+        every = self.hp.validate_every_steps
+        is_its_time = self._loader.step == 0 if every is None else self.step % every == 0
+        return is_its_time or self.step >= self.total_steps
+
+    def _validate(self) -> None:
+        """Write the means over all samples of the validation channel; a request to stop abandons it."""
+        loader = self._validation_loader
+        assert loader is not None  # noqa: S101 - it is due only if there is one
+        means = SampleMeans()
+        self.model.eval()
+        with random_state_kept(), torch.inference_mode():
+            for batch, sizes in zip(loader, loader.groups(), strict=True):
+                if self._stop:
+                    break
+                with self.placement.autocast():
+                    metrics = self.validation_step(self.placement.move(batch))
+                for name, value in preflight.named_metrics(metrics, type(self).__name__).items():
+                    means.add(f"validation/{name}", value, sizes[0])
+        self.model.train()
+        if self._stop:
+            return
+        values = means.result()
+        self._progress.clear()
+        self._log.write_values(self.step, self.epoch, values)
+        self._record |= values
+        self._validated_step = self.step
+        if self._monitor.judge(values):
+            self._save(score=self._monitor.best_score)
+
+    def _save(self, score: float | None = None) -> None:
+        """Save the run's state in the background."""
+        stall_seconds = self._store.start(self.step, self._state(), score=score)
+        self._saved_step = self.step
+        self._plan_checkpoint(stall_seconds)
+
+    def _state(self) -> dict[str, Any]:
+        self._require_finite_losses()
+        loop = {"validated_step": self._validated_step, "nonfinite_losses": self._nonfinite_losses}
+        return {**self._run.capture(), "loop": loop}
+
+    def _plan_checkpoint(self, stall_seconds: float) -> None:
+        size_bytes = 3 * sum(parameter.nbytes for parameter in self._parameters)
+        interval = checkpoint_interval(self.hp.checkpoint_every_seconds, stall_seconds, size_bytes)
+        self._checkpoint_due = time.monotonic() + interval
+
+    def _leave(self) -> NoReturn:
+        """Save where the run stands, and leave with the status of the signal."""
+        self._progress.clear()
+        interrupted = self._stop.exit_status == contract.INTERRUPTED_EXIT_STATUS
+        outcome = f"step {self.step:,} is saved in {self.context.checkpoint_dir}; the same command goes on from there"
+        if self.step == self._saved_step:
+            self._store.wait()
+        else:
+            try:
+                self._store.save(self.step, self._state())
+            except CheckpointError as error:
+                outcome = f"step {self.step:,} could not be saved: {error}"
+        report.say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
+        if interrupted:
+            raise KeyboardInterrupt
+        raise SystemExit(self._stop.exit_status)
+
+    def _miss_deadline(self) -> None:
+        text = f"asked to stop, and not done after {contract.STOP_DEADLINE_SECONDS:.0f} s, at step {self.step}"
+        report.write_failure(self.context.output_dir, text)
+
+    def _finish(self) -> None:
+        """Save the last state, put the best weights back, write the model and its settings."""
+        if self.step > self._saved_step:
+            self._save()
+        self._store.wait()
+        which = self._use_best_weights()
+        directory = self.context.model_dir
+        try:
+            self.export_model(directory)
+            self.context.save_settings(directory)
+        except OSError as error:
+            raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
+        self._progress.clear()
+        took = duration(time.monotonic() - self._began)
+        report.say(f"finished {self.step:,} steps in {took}; {which} is in {directory}")
+
+    def _use_best_weights(self) -> str:
+        if self._monitor.best_score is None:
+            return "the model"
+        best = self._store.best()
+        if best is None or best.score != self._monitor.best_score:
+            logger.warning("the best checkpoint is damaged or gone; the model is that of step %d", self.step)
+            return f"the model of step {self.step:,}"
+        self.model.load_state_dict(best.state["model"])
+        return f"the best model, of step {best.step:,},"
+
+    def _close(self) -> None:
+        if hasattr(self, "_log"):
+            self._log.close()
+        if hasattr(self, "_progress"):
+            self._progress.clear()
+
+
+def _value_at(settings: Any, dotted_name: str) -> str:
+    for name in dotted_name.split("."):
+        settings = getattr(settings, name, None)
+    return str(getattr(settings, "value", settings))
