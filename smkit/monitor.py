@@ -1,12 +1,15 @@
-"""Monitor: the metric that decides which model is best, and when there is no point in going on."""
+"""What is watched during a run: the metric that decides which model is best, and whether the loss is a number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from smkit.errors import ConfigurationError
+from smkit.errors import ConfigurationError, SmkitError
+
+_OVERFLOWS_IN_A_ROW = 20
+"""What a gradient scaler may take to find its scale: it halves 65,536 to 1 in 16 steps."""
 
 
 class Monitor:
@@ -67,3 +70,46 @@ class Monitor:
         """Take up a saved state."""
         self.best_score = state["best_score"]
         self._without_progress = state["without_progress"]
+
+
+class LossGuard:
+    """Stops a run whose loss is no number any more.
+
+    Args:
+        scales_gradients: Whether a gradient scaler skips steps that overflow; it may skip 20 in a row.
+    """
+
+    def __init__(self, *, scales_gradients: bool) -> None:
+        self._allowed = _OVERFLOWS_IN_A_ROW if scales_gradients else 0
+        self._in_a_row = 0
+
+    def check(self, losses: Sequence[float], *, last_step: int, are_final: bool) -> None:
+        """Look at the losses of the steps up to `last_step`.
+
+        Args:
+            losses: One for each step.
+            last_step: The step of the last one.
+            are_final: Whether the next call is about later steps only; else it repeats these.
+
+        Raises:
+            SmkitError: One is NaN or infinite; it names the step.
+        """
+        in_a_row = self._in_a_row
+        for step, loss in enumerate(losses, last_step - len(losses) + 1):
+            in_a_row = 0 if math.isfinite(loss) else in_a_row + 1
+            if in_a_row > self._allowed:
+                raise SmkitError(
+                    f"train/loss is {loss} at step {step}",
+                    where="training_step",
+                    fix="lower the learning rate, set max_grad_norm or look at the data; the checkpoints are older",
+                )
+        if are_final:
+            self._in_a_row = in_a_row
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many losses in a row were no numbers."""
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take up a saved state."""
+        self._in_a_row = state["in_a_row"]

@@ -6,10 +6,11 @@ Everything here goes to stderr or to the job's failure file. This room knows no 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from smkit import contract
@@ -81,3 +82,12 @@ def table(rows: Iterable[Sequence[str]], *, title: str = "") -> str:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
     return "\n".join([title, *body] if title else body)
+
+
+def settings_rows(settings: object, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return a row per setting, under a head: its dotted name, its value, where that came from."""
+    rows = [("hyperparameter", "value", "from")]
+    for name, origin in origins.items():
+        value = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), settings)
+        rows.append((name, str(getattr(value, "value", value)), origin))
+    return rows

@@ -19,7 +19,7 @@ from smkit.data.loader import Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError, DataError
 from smkit.metrics import MetricLog
-from smkit.monitor import Monitor
+from smkit.monitor import LossGuard, Monitor
 from smkit.randomness import random_state, restore_random_state
 
 
@@ -34,6 +34,7 @@ class RunState:
     loader: Loader
     log: MetricLog
     monitor: Monitor
+    loss_guard: LossGuard
     hyperparameters: Mapping[str, Any]
 
     def capture(self) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class RunState:
             "data": self.loader.state_dict(),
             "metrics": self.log.state_dict(),
             "monitor": self.monitor.state_dict(),
+            "loss_guard": self.loss_guard.state_dict(),
             "hyperparameters": dict(self.hyperparameters),
         }
 
@@ -65,16 +67,33 @@ class RunState:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.scheduler is not None and state["scheduler"] is not None:
-                self.scheduler.load_state_dict(state["scheduler"])
         except (RuntimeError, ValueError, KeyError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise _does_not_fit(checkpoint, " ".join(lines[:6]), changed) from error
+        self._restore_scheduler(checkpoint, changed)
         self.placement.load_state_dict(state["placement"])
         self.log.load_state_dict(state["metrics"], checkpoint.step)
         self.monitor.load_state_dict(state["monitor"])
+        self.loss_guard.load_state_dict(state["loss_guard"])
         restore_random_state(state["random"])
         return changed
+
+    def _restore_scheduler(self, checkpoint: Checkpoint, changed: list[str]) -> None:
+        """Put the schedule back; refuse one that was made for another length, for its end would come at a wrong step."""
+        saved = checkpoint.state["scheduler"]
+        name = type(self.scheduler).__name__
+        if self.scheduler is None or saved is None:
+            if self.scheduler is not None or saved is not None:
+                raise _does_not_fit(checkpoint, "only one of the two runs has a scheduler", changed)
+            return
+        other = [text for text in _differences(saved, self.scheduler.state_dict()) if not text.startswith(_MOVING)]
+        if other:
+            raise _does_not_fit(checkpoint, f"its {name} has {'; '.join(other)}", changed)
+        self.scheduler.load_state_dict(saved)
+
+
+_MOVING = ("_", "last_epoch", "base_lrs", "verbose")
+"""Parts of a scheduler's state that change as it steps, or with the learning rate."""
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ how data is fetched, numbers computed, states saved and metrics written it leave
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -23,14 +22,14 @@ from torch.utils.data import Dataset
 from typing_extensions import TypeVar
 
 from smkit import contract, preflight, report
-from smkit.cadence import checkpoint_interval, next_multiple
+from smkit.cadence import CheckpointCadence, next_multiple
 from smkit.checkpoint import CheckpointStore
 from smkit.data.layouts import open_dataset
 from smkit.data.loader import Loader, make_loader
 from smkit.device import Placement
-from smkit.errors import CheckpointError, SmkitError
+from smkit.errors import CheckpointError
 from smkit.metrics import MetricLog, SampleMeans
-from smkit.monitor import Monitor
+from smkit.monitor import LossGuard, Monitor
 from smkit.progress import Progress, duration
 from smkit.randomness import random_state_kept, seed_all
 from smkit.run_state import RunState
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HP = TypeVar("HP", bound="Hyperparameters", default="Hyperparameters")
-
-_SCALER_PATIENCE_STEPS = 20
-"""Losses in a row that may overflow in fp16 while the scaler looks for its scale: it halves 65,536 to 1 in 16."""
 
 
 class Trainer(ABC, Generic[HP]):
@@ -85,7 +81,6 @@ class Trainer(ABC, Generic[HP]):
         self._stop = StopRequest()
         self._record: dict[str, float] = {}
         self._validated_step = 0
-        self._nonfinite_losses = 0
 
     # --- what a user writes -------------------------------------------------------------------------------------------
 
@@ -208,6 +203,7 @@ class Trainer(ABC, Generic[HP]):
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
         self._monitor = Monitor(hp.monitor, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
+        self._loss_guard = LossGuard(scales_gradients=self.placement.scaler is not None)
         seed_all(hp.seed)
         self._loader = self._make_loader(self.train_channel, shuffle=True)
         self._validation_loader = self._make_validation_loader()
@@ -219,11 +215,11 @@ class Trainer(ABC, Generic[HP]):
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         metrics_file = context.output_data_dir / "metrics.jsonl"
         self._log = MetricLog(metrics_file, contract.tensorboard_dir(context.output_dir))
-        self._store = CheckpointStore(context.checkpoint_dir)
         self._resume()
-        self.model.train()
+        size_bytes = 3 * sum(parameter.nbytes for parameter in self._parameters)
+        self._cadence = CheckpointCadence(hp.checkpoint_every_seconds, size_bytes, self.step)
         self._progress = Progress(self.total_steps, self.step)
-        self._plan_checkpoint(stall_seconds=0.0)
+        self.model.train()
         self._begin_interval()
         self._between_steps()
 
@@ -245,11 +241,12 @@ class Trainer(ABC, Generic[HP]):
         if is_written and has_channel:
             return self._make_loader(self.validation_channel, shuffle=False)
         if self._monitor.metric is not None:
-            missing = "validation_step" if not is_written else f"channel '{self.validation_channel}'"
+            missing = f"channel '{self.validation_channel}'" if is_written else "validation_step"
             raise preflight.nothing_to_monitor(self._monitor.metric, missing)
         return None
 
     def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one, and say what this run is."""
         self._run = RunState(
             model=self.model,
             optimizer=self.optimizer,
@@ -258,24 +255,24 @@ class Trainer(ABC, Generic[HP]):
             loader=self._loader,
             log=self._log,
             monitor=self._monitor,
+            loss_guard=self._loss_guard,
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
+        self._store = CheckpointStore(self.context.checkpoint_dir)
         checkpoint = self._store.latest()
         changed: list[str] = []
         if checkpoint is not None:
             changed = self._run.restore(checkpoint)
             self.step = checkpoint.step
-            self._validated_step = checkpoint.state["loop"]["validated_step"]
-            self._nonfinite_losses = checkpoint.state["loop"]["nonfinite_losses"]
-        self._saved_step = self.step
-        report.say(self._start_text(resumed=checkpoint is not None))
+            self._validated_step = checkpoint.state["validated_step"]
+        start = "new start" if checkpoint is None else f"goes on after step {self.step:,}"
+        report.say(self._start_text(start))
         for change in changed:
             report.say(f"note: this run goes on with another {change}; the optimizer keeps what the checkpoint holds")
 
-    def _start_text(self, *, resumed: bool) -> str:
+    def _start_text(self, start: str) -> str:
         """Return the table of what was resolved, and where each setting came from."""
         loader, validation = self._loader, self._validation_loader
-        start = f"goes on after step {self.step:,}" if resumed else "new start"
         size = sum(parameter.numel() for parameter in self.model.parameters())
         rows = [
             ("device", self.placement.describe()),
@@ -286,13 +283,8 @@ class Trainer(ABC, Generic[HP]):
             ("checkpoints", f"{self.context.checkpoint_dir}, {start}"),
             ("model goes to", str(self.context.model_dir)),
         ]
-        settings = [(name, _value_at(self.hp, name), origin) for name, origin in self.context.origins.items()]
-        return "\n".join(
-            [
-                report.table(rows, title=type(self).__name__),
-                report.table([("hyperparameter", "value", "from"), *settings]),
-            ]
-        )
+        settings = report.settings_rows(self.hp, self.context.origins)
+        return report.table(rows, title=type(self).__name__) + "\n" + report.table(settings)
 
     def _begin_interval(self) -> None:
         self._interval_began, self._interval_step, self._waited_seconds = time.monotonic(), self.step, 0.0
@@ -335,24 +327,25 @@ class Trainer(ABC, Generic[HP]):
 
     def _between_steps(self) -> None:
         """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
-        hp = self.hp
+        hp, cadence = self.hp, self._cadence
         if self.step > self._interval_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
             self._write_metrics()
-        if self._is_validation_due:
+        if self._is_validation_due():
             self._validate()
         if self._stop:
             self._leave()
-        if time.monotonic() >= self._checkpoint_due and self.step > self._saved_step and not self._store.is_saving:
+        if time.monotonic() >= cadence.due and self.step > cadence.saved_step and not self._store.is_saving:
             self._save()
         if time.monotonic() >= self._progress.due:
             self._progress.draw(self.step, hp.batch_size)
         epoch_end = self.step + self._loader.steps_per_epoch - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
         self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps)
-        self._event_time = min(self._checkpoint_due, self._progress.due)
+        self._event_time = min(cadence.due, self._progress.due)
 
     def _write_metrics(self) -> None:
-        self._nonfinite_losses = self._require_finite_losses()
+        losses = self._log.read().get("train/loss", [])
+        self._loss_guard.check(losses, last_step=self.step, are_final=True)
         seconds = max(time.monotonic() - self._interval_began, 1e-9)
         steps = self.step - self._interval_step
         values = {
@@ -366,24 +359,6 @@ class Trainer(ABC, Generic[HP]):
         self._progress.note(f"loss {self._record['train/loss']:.4g}")
         self._begin_interval()
 
-    def _require_finite_losses(self) -> int:
-        """Stop at the first loss that is no number; a gradient scaler may skip up to 20 in a row. Return how many."""
-        losses = self._log.read().get("train/loss", [])
-        allowed = 0 if self.placement.scaler is None else _SCALER_PATIENCE_STEPS
-        in_a_row = self._nonfinite_losses
-        for index, loss in enumerate(losses):
-            in_a_row = 0 if math.isfinite(loss) else in_a_row + 1
-            if in_a_row > allowed:
-                rate = self.optimizer.param_groups[0]["lr"]
-                raise SmkitError(
-                    f"train/loss is {loss} at step {self.step - len(losses) + index + 1}",
-                    where=f"{type(self).__name__}.training_step, learning rate {float(rate):.3g}",
-                    fix="lower the learning rate, set max_grad_norm, or look at the data; what was saved before in "
-                    f"{self.context.checkpoint_dir} is whole",
-                )
-        return in_a_row
-
-    @property
     def _is_validation_due(self) -> bool:
         if self._validation_loader is None or self.step == self._validated_step:
             return False
@@ -393,22 +368,9 @@ class Trainer(ABC, Generic[HP]):
 
     def _validate(self) -> None:
         """Write the means over all samples of the validation channel; a request to stop abandons it."""
-        loader = self._validation_loader
-        assert loader is not None  # noqa: S101 - it is due only if there is one
-        means = SampleMeans()
-        self.model.eval()
-        with random_state_kept(), torch.inference_mode():
-            for batch, sizes in zip(loader, loader.groups(), strict=True):
-                if self._stop:
-                    break
-                with self.placement.autocast():
-                    metrics = self.validation_step(self.placement.move(batch))
-                for name, value in preflight.named_metrics(metrics, type(self).__name__).items():
-                    means.add(f"validation/{name}", value, sizes[0])
-        self.model.train()
+        values = self._validation_means()
         if self._stop:
             return
-        values = means.result()
         self._progress.clear()
         self._log.write_values(self.step, self.epoch, values)
         self._record |= values
@@ -416,34 +378,44 @@ class Trainer(ABC, Generic[HP]):
         if self._monitor.judge(values):
             self._save(score=self._monitor.best_score)
 
+    def _validation_means(self) -> dict[str, float]:
+        means = SampleMeans()
+        loader = self._validation_loader or ()
+        sizes = self._validation_loader.groups() if self._validation_loader else iter(())
+        self.model.eval()
+        with random_state_kept(), torch.inference_mode():
+            for batch in loader:
+                if self._stop:
+                    break
+                with self.placement.autocast():
+                    metrics = self.validation_step(self.placement.move(batch))
+                (samples,) = next(sizes)
+                for name, value in preflight.named_metrics(metrics, type(self).__name__).items():
+                    means.add(f"validation/{name}", value, samples)
+        self.model.train()
+        return means.result()
+
     def _save(self, score: float | None = None) -> None:
         """Save the run's state in the background."""
         stall_seconds = self._store.start(self.step, self._state(), score=score)
-        self._saved_step = self.step
-        self._plan_checkpoint(stall_seconds)
+        self._cadence.saved(self.step, stall_seconds=stall_seconds)
 
     def _state(self) -> dict[str, Any]:
-        self._require_finite_losses()
-        loop = {"validated_step": self._validated_step, "nonfinite_losses": self._nonfinite_losses}
-        return {**self._run.capture(), "loop": loop}
-
-    def _plan_checkpoint(self, stall_seconds: float) -> None:
-        size_bytes = 3 * sum(parameter.nbytes for parameter in self._parameters)
-        interval = checkpoint_interval(self.hp.checkpoint_every_seconds, stall_seconds, size_bytes)
-        self._checkpoint_due = time.monotonic() + interval
+        losses = self._log.read().get("train/loss", [])
+        self._loss_guard.check(losses, last_step=self.step, are_final=False)
+        return {**self._run.capture(), "validated_step": self._validated_step}
 
     def _leave(self) -> NoReturn:
         """Save where the run stands, and leave with the status of the signal."""
         self._progress.clear()
         interrupted = self._stop.exit_status == contract.INTERRUPTED_EXIT_STATUS
-        outcome = f"step {self.step:,} is saved in {self.context.checkpoint_dir}; the same command goes on from there"
-        if self.step == self._saved_step:
+        outcome = f"step {self.step:,} is saved in {self.context.checkpoint_dir}"
+        try:
             self._store.wait()
-        else:
-            try:
+            if self.step > self._cadence.saved_step:
                 self._store.save(self.step, self._state())
-            except CheckpointError as error:
-                outcome = f"step {self.step:,} could not be saved: {error}"
+        except CheckpointError as error:
+            outcome = f"step {self.step:,} could not be saved: {error}"
         report.say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
         if interrupted:
             raise KeyboardInterrupt
@@ -455,7 +427,7 @@ class Trainer(ABC, Generic[HP]):
 
     def _finish(self) -> None:
         """Save the last state, put the best weights back, write the model and its settings."""
-        if self.step > self._saved_step:
+        if self.step > self._cadence.saved_step:
             self._save()
         self._store.wait()
         which = self._use_best_weights()
@@ -484,9 +456,3 @@ class Trainer(ABC, Generic[HP]):
             self._log.close()
         if hasattr(self, "_progress"):
             self._progress.clear()
-
-
-def _value_at(settings: Any, dotted_name: str) -> str:
-    for name in dotted_name.split("."):
-        settings = getattr(settings, name, None)
-    return str(getattr(settings, "value", settings))

@@ -1,0 +1,20 @@
+"""Run the digits example here as a SageMaker job would run it: through the real sagemaker-training toolkit."""
+
+from pathlib import Path
+
+from data import write_channels
+from settings import DigitsSettings
+
+import smkit
+
+HERE = Path(__file__).parent
+
+if __name__ == "__main__":
+    job = smkit.launch(
+        "train.py",
+        source_dir=HERE,
+        instance_type="local",
+        inputs=write_channels(Path("runs") / "digits-data"),
+        hyperparameters=DigitsSettings(epochs=30, monitor="accuracy", monitor_mode="max"),
+    )
+    job.wait()

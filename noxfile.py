@@ -1,0 +1,80 @@
+"""Everything that can be run on this project; each session installs what it needs into an environment of its own.
+
+nox -s quickstart   train the digits example through the real sagemaker-training toolkit
+nox                 lint, types, tests; the torch-free half on each Python; the oldest dependencies
+nox -s benchmarks   measure the loop and the start-up beside the peers (long; prints tables)
+"""
+
+import os
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests", "portable", "minimums"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+nox.needs_version = ">=2025.2"
+
+CONSTRAINTS = "tests/constraints.txt"
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+# pyenv hides all but one of its interpreters unless they are asked for.
+_versions = sorted(path.name for path in Path("~/.pyenv/versions").expanduser().glob("3.1[0-9].*"))
+if _versions:
+    _default = os.environ.get("PYENV_VERSION", "").split(":")
+    os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(filter(None, [*_default, *_versions])))
+
+
+def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:
+    """Install smkit with these extras and dependency groups; the constraints keep torch to its CPU build."""
+    packages = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
+    project = f".[{','.join(extras)}]" if extras else "."
+    session.install("-q", "-c", CONSTRAINTS, project, *packages)
+
+
+@nox.session(python="3.11")
+def quickstart(session: nox.Session) -> None:
+    install(session, "train", "local", groups=("examples",))
+    session.run("python", "examples/digits/launch.py")
+
+
+@nox.session(python="3.11")
+def tests(session: nox.Session) -> None:
+    install(session, "train", "local", groups=("test", "examples"))
+    session.run("python", "-m", "pytest", "--cov", "--cov-report=term", *session.posargs)
+
+
+@nox.session(python=["3.10", "3.12", "3.13"])
+def portable(session: nox.Session) -> None:
+    """Run what needs no torch: settings, context, launching."""
+    install(session, groups=("test",))
+    session.run("python", "-m", "pytest", "-m", "not train and not toolkit", *session.posargs)
+
+
+@nox.session(python="3.11")
+def minimums(session: nox.Session) -> None:
+    """Run the tests on the oldest version of each dependency that pyproject.toml promises."""
+    groups = nox.project.dependency_groups(PROJECT, "test", "examples")
+    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,local]", *groups)
+    session.run("python", "-m", "pytest", "-m", "not toolkit", "-q", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    session.install("-q", *nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python="3.11")
+def types(session: nox.Session) -> None:
+    install(session, "train", groups=("types", "examples"))
+    session.run("mypy")
+    session.run("mypy", "--warn-unused-ignores", "tests/typing")
+
+
+@nox.session(python="3.11")
+def benchmarks(session: nox.Session) -> None:
+    install(session, "train", groups=("examples", "benchmarks"))
+    session.run("python", "tests/benchmarks/step_overhead.py", *session.posargs)
+    session.run("python", "tests/benchmarks/startup.py")
