@@ -8,9 +8,12 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import deque
 
 _REDRAW_SECONDS = 0.1
-_BAR_WIDTH = 24
+_RATE_DRAWS = 50
+"""Draws that the rate is taken over: five seconds, so that a slow start is soon forgotten."""
+_BAR_WIDTH = 16
 
 
 class Progress:
@@ -23,8 +26,7 @@ class Progress:
 
     def __init__(self, total_steps: int, first_step: int = 0) -> None:
         self._total = total_steps
-        self._first = first_step
-        self._started = time.monotonic()
+        self._recent = deque([(time.monotonic(), first_step)], maxlen=_RATE_DRAWS)
         self._note = ""
         self._is_drawn = False
         self.due = 0.0 if sys.stderr.isatty() else float("inf")
@@ -34,7 +36,9 @@ class Progress:
         """Draw the line for a run that has done `step` steps."""
         now = time.monotonic()
         self.due = now + _REDRAW_SECONDS
-        rate = (step - self._first) / max(now - self._started, 1e-9)
+        then, step_then = self._recent[0]
+        rate = (step - step_then) / max(now - then, 1e-9)
+        self._recent.append((now, step))
         left = duration((self._total - step) / rate) if rate > 0 else "-"
         filled = _BAR_WIDTH * step // max(self._total, 1)
         bar = "━" * filled + "─" * (_BAR_WIDTH - filled)

@@ -59,7 +59,8 @@ class RunState:
             CheckpointError: The checkpoint belongs to another model, optimizer or data set.
         """
         state = checkpoint.state
-        changed = _differences(state["hyperparameters"], self.hyperparameters)
+        differences = _differences(state["hyperparameters"], self.hyperparameters)
+        changed = [difference for difference in differences if not difference.startswith(_FREE)]
         try:
             self.loader.load_state_dict(state["data"])
         except DataError as error:
@@ -68,8 +69,8 @@ class RunState:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise _does_not_fit(checkpoint, " ".join(lines[:6]), changed) from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Error(s) in" not in line]
+            raise _does_not_fit(checkpoint, " ".join(lines[:5]), changed) from error
         self._restore_scheduler(checkpoint, changed)
         self.placement.load_state_dict(state["placement"])
         self.log.load_state_dict(state["metrics"], checkpoint.step)
@@ -79,7 +80,7 @@ class RunState:
         return changed
 
     def _restore_scheduler(self, checkpoint: Checkpoint, changed: list[str]) -> None:
-        """Put the schedule back; refuse one that was made for another length, for its end would come at a wrong step."""
+        """Put the schedule back; refuse one made for another length, whose end would come at a wrong step."""
         saved = checkpoint.state["scheduler"]
         name = type(self.scheduler).__name__
         if self.scheduler is None or saved is None:
@@ -91,6 +92,9 @@ class RunState:
             raise _does_not_fit(checkpoint, f"its {name} has {'; '.join(other)}", changed)
         self.scheduler.load_state_dict(saved)
 
+
+_FREE = ("epochs:", "max_steps:", "log_every_", "validate_every_", "checkpoint_every_", "early_stopping_")
+"""Hyperparameters that say how long and how closely, and change nothing of what is trained."""
 
 _MOVING = ("_", "last_epoch", "base_lrs", "verbose")
 """Parts of a scheduler's state that change as it steps, or with the learning rate."""

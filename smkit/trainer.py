@@ -276,8 +276,8 @@ class Trainer(ABC, Generic[HP]):
         size = sum(parameter.numel() for parameter in self.model.parameters())
         rows = [
             ("device", self.placement.describe()),
-            ("train", repr(loader.dataset)),
-            ("validation", "none" if validation is None else repr(validation.dataset)),
+            ("train", _described(loader)),
+            ("validation", "none" if validation is None else _described(validation)),
             ("model", f"{type(self.model).__name__}, {size:,} parameters"),
             ("steps", f"{self.total_steps:,} of {self.hp.batch_size} samples, {loader.steps_per_epoch:,} in an epoch"),
             ("checkpoints", f"{self.context.checkpoint_dir}, {start}"),
@@ -439,7 +439,7 @@ class Trainer(ABC, Generic[HP]):
             raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
         self._progress.clear()
         took = duration(time.monotonic() - self._began)
-        report.say(f"finished {self.step:,} steps in {took}; {which} is in {directory}")
+        report.say(f"finished: {self.step:,} steps in {took}; {which} is in {directory}")
 
     def _use_best_weights(self) -> str:
         if self._monitor.best_score is None:
@@ -456,3 +456,9 @@ class Trainer(ABC, Generic[HP]):
             self._log.close()
         if hasattr(self, "_progress"):
             self._progress.clear()
+
+
+def _described(loader: Loader) -> str:
+    """Return a data set's own description, if it has one, else its class and size."""
+    text = repr(loader.dataset)
+    return text if "object at 0x" not in text else f"{type(loader.dataset).__name__}({len(loader.dataset):,} samples)"  # type: ignore[arg-type]

@@ -1,0 +1,33 @@
+"""What tests of several rooms share: the digits as channels, and a clean environment."""
+
+import os
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "examples" / "digits"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the channels `train` and `validation` of the digits example."""
+    pytest.importorskip("sklearn")
+    directory = tmp_path_factory.mktemp("digits")
+    runpy.run_path(str(DIGITS / "data.py"))["write_channels"](directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def environment_is_left_as_it_was() -> Iterator[None]:
+    """Fail a test in which smkit changes an environment variable: it sets none."""
+    before = _environment()
+    yield
+    assert _environment() == before
+
+
+def _environment() -> dict[str, str]:
+    # scikit-learn sets KMP_* and torch's compiler TORCH*, when they are imported.
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "KMP_", "TORCH"))}

@@ -1,0 +1,116 @@
+"""The examples and every snippet of the README are run; a model that an example leaves is used."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def run(*command: str, cwd: Path, status: int = 0) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def here(digits: Path, tmp_path: Path) -> Path:
+    """A folder with the examples and their data, as a user has it after a clone."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    shutil.copytree(digits, tmp_path / "data")
+    return tmp_path
+
+
+@pytest.mark.train
+@pytest.mark.toolkit
+def test_the_main_job_trains_the_digits_through_the_toolkit_and_leaves_a_usable_model(here: Path) -> None:
+    said = run(sys.executable, "examples/digits/launch.py", cwd=here)
+    accuracies = [float(value) for value in re.findall(r"validation/accuracy=(\S+)", said)]
+    assert max(accuracies) >= 0.97
+    model_dir = Path(re.findall(r"its model: (.*)", said)[-1])
+    model_dir = model_dir if model_dir.is_absolute() else here / model_dir
+    settings = json.loads((model_dir / "settings.json").read_text())
+    assert settings["hyperparameters"]["epochs"] == 30
+    assert settings["origins"]["epochs"] == "hyperparameters.json"
+    use = f"""
+import numpy, sys, torch
+sys.path.insert(0, "examples/digits")
+from safetensors.torch import load_file
+state = load_file({str(model_dir / "model.safetensors")!r})
+arrays = numpy.load("data/validation/digits.npz")
+hidden = torch.relu(torch.from_numpy(arrays["images"]) @ state["0.weight"].T + state["0.bias"])
+logits = hidden @ state["3.weight"].T + state["3.bias"]
+print((logits.argmax(1).numpy() == arrays["labels"]).mean())
+"""
+    assert float(run(sys.executable, "-c", use, cwd=here)) == pytest.approx(max(accuracies), abs=1e-6)
+
+
+@pytest.mark.train
+@pytest.mark.toolkit
+@pytest.mark.parametrize("script", ["train.py", "train_smkit.py"])
+def test_an_argparse_script_is_launched_as_it_is(script: str, here: Path) -> None:
+    launch = f"""
+import smkit
+job = smkit.launch({script!r}, source_dir="examples/argparse_script", instance_type="local",
+                   inputs={{"train": "data/train"}},
+                   hyperparameters={{"epochs": 3, "batch-size": 128, "learning-rate": 0.05}})
+job.wait()
+print(job.download("model"))
+"""
+    said = run(sys.executable, "-c", launch, cwd=here)
+    assert "epoch 3: loss" in said
+    assert (here / "model" / "model.pt").is_file()
+    (written,) = here.glob("runs/*/algo-1/output/data/settings.txt")
+    assert "'epochs': 3, 'batch_size': 128, 'learning_rate': 0.05" in written.read_text()
+
+
+@pytest.mark.train
+def test_the_readme_shows_the_examples_as_they_are() -> None:
+    shown = {file: code for file, _, code in BLOCKS if file}
+    assert set(shown) == {"examples/digits/settings.py", "examples/digits/train.py"}
+    for file, code in shown.items():
+        assert (ROOT / file).read_text(encoding="utf-8") == code
+
+
+PYTHON = [code for file, language, code in BLOCKS if language == "python" and not file]
+CONSOLE = [line for _, language, code in BLOCKS if language == "console" for line in code.splitlines()]
+
+
+@pytest.mark.train
+@pytest.mark.toolkit
+@pytest.mark.parametrize("code", PYTHON, ids=[code.splitlines()[0].removeprefix("# runs: ") for code in PYTHON])
+def test_a_python_snippet_of_the_readme_runs(code: str, here: Path) -> None:
+    (here / "snippet.py").write_text(code)
+    path = str(here / "examples" / "digits")
+    done = subprocess.run(
+        [sys.executable, "snippet.py"],
+        cwd=here,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("line", [line for line in CONSOLE if line.startswith("python examples")])
+def test_a_command_of_the_readme_runs(line: str, here: Path) -> None:
+    run(sys.executable, *line.split()[1:], cwd=here)
+
+
+def test_ci_runs_the_second_command_of_the_readme_and_nothing_else() -> None:
+    setup, command = (line for line in CONSOLE if line.startswith("python3 -m venv"))
+    assert setup.endswith("nox -s quickstart")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    commands = [line for line in ci if line and not line.startswith(("#", "set ", "cd "))]
+    assert " && ".join(commands) == command

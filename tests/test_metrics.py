@@ -1,0 +1,111 @@
+"""One record: one line in one write, one point, one row; what was noted and what a resume takes back."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import smkit
+from smkit import contract
+
+pytestmark = pytest.mark.train
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_.\-]{0,10}(/[a-z0-9_]{1,10})?", fullmatch=True)
+
+
+@given(st.dictionaries(NAMES, st.floats(width=32), min_size=1, max_size=6))
+def test_cloudwatch_reads_every_metric_back_from_its_line(values: dict[str, float]) -> None:
+    line = contract.metric_line(12, 3, values)
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+    for name, value in values.items():
+        match = re.search(contract.metric_regex(name), line)
+        assert match is not None
+        assert float(match[1]) == pytest.approx(value, rel=1e-5, nan_ok=True)
+        assert len(contract.metric_regex(name)) <= 500
+
+
+def test_a_record_holds_means_of_what_was_noted_and_given_values(tmp_path: Path) -> None:
+    log = smkit.MetricLog(tmp_path / "metrics.jsonl", prints=False)
+    for value in (1.0, 2.0, 6.0):
+        log.add("loss", torch.tensor(value, requires_grad=True))
+    log.add("plain", 4)
+    assert log.write(10, 1, {"rate": 0.5}) == {"loss": 3.0, "plain": 4.0, "rate": 0.5}
+    assert log.write(20, 2) == {}
+    (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert {**row, "time": 0} == {"step": 10, "epoch": 1, "time": 0, "loss": 3.0, "plain": 4.0, "rate": 0.5}
+
+
+@pytest.mark.parametrize(("name", "value"), [("a b", 1.0), ("a=b", 1.0), ("", 1.0), ("vector", torch.zeros(3))])
+def test_what_no_line_can_carry_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    log = smkit.MetricLog(prints=False)
+    with pytest.raises(smkit.SmkitError, match=r"cannot be called|more than one element"):
+        _ = log.add(name, value), log.write(1, 1)  # type: ignore[func-returns-value]
+
+
+def test_a_record_is_one_write_to_stdout() -> None:
+    script = (
+        "import smkit; log = smkit.MetricLog(); log.add('a', 1); log.add('b', 2)\n"
+        "log.write(1, 1); log.write(2, 1, {'c': 3})"
+    )
+    reading, writing = os.pipe()
+    process = subprocess.Popen([sys.executable, "-u", "-c", script], stdout=writing)
+    os.close(writing)
+    # An unbuffered child: whatever one read of the pipe returns begins and ends with whole lines.
+    pieces = []
+    while piece := os.read(reading, 65536):
+        pieces.append(piece)
+    os.close(reading)
+    assert process.wait() == 0
+    assert b"".join(pieces) == b"[metrics] step=1 epoch=1 a=1 b=2\n[metrics] step=2 epoch=1 c=3\n"
+    assert all(piece.endswith(b"\n") for piece in pieces)
+
+
+def test_a_reader_that_has_gone_away_does_not_end_the_run() -> None:
+    script = (
+        "import os, smkit; log = smkit.MetricLog(); os.close(1)\n"
+        "log.write(1, 1, {'a': 1}); log.write(2, 1, {'a': 1}); os.write(2, b'went on')\n"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stderr == b"went on"
+
+
+def test_a_resume_takes_back_rows_and_keeps_what_was_noted(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    log = smkit.MetricLog(file, prints=False)
+    log.write(1, 1, {"a": 1.0})
+    log.add("loss", 2.0)
+    state = log.state_dict()
+    log.add("loss", 100.0)
+    log.write(2, 1, {"a": 2.0})
+    with file.open("a") as broken:
+        broken.write('{"step": 3, "a"')
+    again = smkit.MetricLog(file, prints=False)
+    again.load_state_dict(state, step=1)
+    again.add("loss", 4.0)
+    assert again.write(2, 1) == {"loss": 3.0}
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+
+
+def test_tensorboard_forgets_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = smkit.MetricLog(tensorboard_dir=tmp_path, prints=False)
+    for step in (1, 2, 3):
+        first.write(step, 1, {"loss": 10.0 + step})
+    first.close()
+    second = smkit.MetricLog(tensorboard_dir=tmp_path, prints=False)
+    second.load_state_dict({"pending": {}}, step=1)
+    second.write(2, 1, {"loss": 20.0})
+    second.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 11.0), (2, 20.0)]

@@ -1,0 +1,151 @@
+"""A run that is killed, stopped or damaged ends with the weights of one that was left alone, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smkit import contract
+
+pytestmark = pytest.mark.train
+
+ROUNDS = Path(__file__).with_name("rounds.py")
+EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
+
+
+def rounds(channels: Path, run_dir: Path, *, kills: int = 0, seconds: float = 0, seed: int = 0) -> dict[str, Any]:
+    command = [sys.executable, str(ROUNDS), str(channels), str(run_dir), str(kills), str(seconds), str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def weights(run_dir: Path) -> bytes:
+    return (run_dir / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def left_alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("left-alone") / "run"
+    assert rounds(digits, run_dir)["status"] == 0
+    return run_dir
+
+
+@pytest.fixture
+def half_done(digits: Path, left_alone: Path, tmp_path: Path) -> Path:
+    """A run with several whole checkpoints and no finished model."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(left_alone, run_dir)
+    shutil.rmtree(run_dir / "model")
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: path.name)
+    shutil.rmtree(newest)
+    return run_dir
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").iterdir(), key=lambda path: path.name)
+
+
+def test_killed_twenty_times_it_ends_with_the_same_weights(digits: Path, left_alone: Path, tmp_path: Path) -> None:
+    result = rounds(digits, tmp_path / "run", kills=20, seconds=0.15, seed=11)
+    assert result["status"] == 0, result["stderr"]
+    assert result["killed"] == 20
+    assert result["resumed"] >= 5
+    assert weights(tmp_path / "run") == weights(left_alone)
+    rows = [json.loads(line) for line in (tmp_path / "run/output/data/metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (left_alone / "output/data/metrics.jsonl").read_text().splitlines()]
+    timed = ("time", "train/samples_per_second", "train/data_wait_percent", "train/eta_seconds")
+    for row in rows + expected:
+        for name in timed:
+            row.pop(name, None)
+    assert rows == expected
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors"])
+def test_one_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(
+    name: str, digits: Path, left_alone: Path, half_done: Path
+) -> None:
+    damaged = newest_checkpoint(half_done) / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0b100
+    damaged.write_bytes(content)
+    result = rounds(digits, half_done)
+    assert result["status"] == 0, result["stderr"]
+    assert str(damaged.parent.name) in result["stderr"]
+    assert name in result["stderr"]
+    assert "goes on after step" in result["stderr"]
+    assert weights(half_done) == weights(left_alone)
+
+
+def test_when_all_checkpoints_are_damaged_it_does_not_start_anew(digits: Path, half_done: Path) -> None:
+    for directory in (half_done / "checkpoints").iterdir():
+        (directory / "tensors.safetensors").write_bytes(b"")
+    result = rounds(digits, half_done)
+    assert result["status"] == 1
+    assert "tensors.safetensors" in (half_done / "output/failure").read_text()
+    assert not (half_done / "model").exists() or not any((half_done / "model").iterdir())
+
+
+def start(channels: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, str(EXAMPLE / "train.py"), "--epochs", "200", "--run-dir", str(run_dir), *more),
+            *(f"--channel=train={channels}/train", f"--channel=validation={channels}/validation"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_the_step_and_leaves_with_a_status_that_is_no_success(
+    number: signal.Signals, status: int, digits: Path, tmp_path: Path
+) -> None:
+    process = start(digits, tmp_path / "run")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == status, text
+    assert "Traceback" not in text
+    manifest = json.loads((newest_checkpoint(tmp_path / "run") / "manifest.json").read_text())
+    assert f"step {manifest['step']} is saved" in text
+    assert not any((tmp_path / "run/model").iterdir())
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_last_good_checkpoint(
+    digits: Path, left_alone: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        run_dir = tmp_path / "run"
+        run_dir.mkdir()
+        (run_dir / "checkpoints").symlink_to(small)
+        result = rounds(digits, run_dir)
+        assert result["status"] == 1
+        failure = (run_dir / "output/failure").read_text()
+        assert "free" in failure
+        assert str(small) in failure or "checkpoints" in failure
+        assert len(failure) <= contract.MAX_FAILURE_CHARACTERS
+        kept = list(small.iterdir())
+        assert kept
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        again = rounds(digits, run_dir)
+        assert again["status"] == 0, again["stderr"]
+        assert "goes on after step" in again["stderr"]
+        assert weights(run_dir) == weights(left_alone)
+    finally:
+        time.sleep(0.1)
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,512 @@
+"""The loop: what reaches the user's step, in which order, with which numbers; what is said when something is wrong."""
+
+import inspect
+import json
+import math
+import re
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
+
+import smkit
+from smkit import contract
+from smkit.trainer import HP
+
+pytestmark = pytest.mark.train
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Settings(smkit.Hyperparameters):
+    learning_rate: float = 0.1
+    width: int = 1
+
+
+class LineTrainer(smkit.Trainer[Settings]):
+    """Fits a line to 38 points, in float64, so that sums can be compared to the last digits."""
+
+    samples = 38
+
+    def build_model(self) -> nn.Module:
+        return nn.Linear(3, self.hp.width, dtype=torch.float64)
+
+    def build_optimizer(self, model: nn.Module) -> Optimizer:
+        return SGD(model.parameters(), lr=self.hp.learning_rate)
+
+    def build_dataset(self, channel: smkit.Channel) -> TensorDataset:
+        generator = torch.Generator().manual_seed(1)
+        inputs = torch.randn(self.samples, 3, generator=generator, dtype=torch.float64)
+        return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        return mse_loss(self.model(inputs), targets)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "present").touch()
+    return folder
+
+
+class Run:
+    """Makes trainers whose run directory is `directory`."""
+
+    def __init__(self, directory: Path, data: Path) -> None:
+        self.directory = directory
+        self.data = data
+
+    def __call__(self, kind: type[Any], *arguments: str, channels: Sequence[str] = ("train",)) -> Any:
+        places = [f"--channel={name}={self.data}" for name in channels]
+        argv = [*arguments, *places, "--run-dir", str(self.directory)]
+        return kind(smkit.TrainingContext.load(Settings, argv, env={}))
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: Path) -> Run:
+    return Run(tmp_path / "run", data)
+
+
+def weights(trainer: Any) -> list[float]:
+    return [value for parameter in trainer.model.parameters() for value in parameter.flatten().tolist()]
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_two_frames_from_fit_to_the_step(run: Run) -> None:
+    class Watching(LineTrainer):
+        def training_step(self, batch: Batch) -> Tensor:
+            self.callers = [frame.function for frame in inspect.stack()[1:4]]
+            return super().training_step(batch)
+
+    trainer = run(Watching, "--max-steps", "1")
+    trainer.fit()
+    assert trainer.callers[:2] == ["_train_on", "fit"]
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulation_changes_nothing_not_even_in_a_short_last_batch(parts: int, run: Run, tmp_path: Path) -> None:
+    # 38 samples in batches of 16: the last one has 6, which do not divide into equal micro-batches.
+    whole = run(LineTrainer, "--epochs", "3", "--batch-size", "16")
+    whole.fit()
+    run.directory = tmp_path / "parts"
+    split = run(LineTrainer, "--epochs", "3", "--batch-size", "16", f"--gradient-accumulation-steps={parts}")
+    split.fit()
+    assert split.step == whole.step == 9
+    assert weights(split) == pytest.approx(weights(whole), rel=1e-12)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(run: Run) -> None:
+    with pytest.raises(smkit.ConfigurationError, match="choose 12 or 16"):
+        run(LineTrainer, "--batch-size", "14", "--gradient-accumulation-steps", "4").fit()
+
+
+def test_every_sample_is_seen_once_in_an_epoch_and_in_another_order_in_the_next(run: Run) -> None:
+    class Noting(LineTrainer):
+        def training_step(self, batch: Batch) -> Tensor:
+            self.__dict__.setdefault("seen", []).extend(batch[1].flatten().tolist())
+            return super().training_step(batch)
+
+    trainer = run(Noting, "--epochs", "2", "--batch-size", "8")
+    trainer.fit()
+    first, second = trainer.seen[:38], trainer.seen[38:]
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_steps_are_counted_in_optimizer_steps_and_so_is_the_schedule(run: Run) -> None:
+    class Scheduled(LineTrainer):
+        def build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+            return LambdaLR(optimizer, lambda step: 1 / (step + 1))
+
+    trainer = run(
+        Scheduled, "--epochs", "9", "--max-steps", "7", "--batch-size", "16", "--gradient-accumulation-steps=2"
+    )
+    record = trainer.fit()
+    assert trainer.step == 7
+    assert record["train/learning_rate"] == pytest.approx(0.1 / 8)
+
+
+def test_clipping_limits_the_norm_and_logs_it(run: Run) -> None:
+    class Watching(LineTrainer):
+        def build_optimizer(self, model: nn.Module) -> Optimizer:
+            optimizer = super().build_optimizer(model)
+            optimizer.register_step_pre_hook(lambda *_: self.norms.append(self.norm()))
+            self.norms: list[float] = []
+            return optimizer
+
+        def norm(self) -> float:
+            return math.sqrt(sum(float(p.grad.norm()) ** 2 for p in self.model.parameters() if p.grad is not None))
+
+    trainer = run(Watching, "--max-grad-norm", "0.01", "--epochs", "1", "--batch-size", "19")
+    record = trainer.fit()
+    assert trainer.norms == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert record["train/grad_norm"] > 0.01
+
+
+def test_the_step_waits_for_no_number_from_the_device(run: Run) -> None:
+    class Counting(TorchDispatchMode):
+        reads = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counting.reads += "_local_scalar_dense" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    trainer = run(LineTrainer, "--epochs", "20", "--batch-size", "8", "--log-every-steps", "50")
+    with Counting():
+        trainer.fit()
+    assert trainer.step == 100
+    # Two records; their losses come as one list each, which is one read for each value of a CPU tensor's `tolist`.
+    assert Counting.reads <= 2
+
+
+def calls_per_step(trainer: Any, first: int, last: int) -> float:
+    """Python calls between two training steps, counted exactly."""
+    counted = {"calls": 0, "step": 0}
+    step = trainer.training_step
+
+    def watched(batch: Any) -> Tensor:
+        counted["step"] += 1
+        if counted["step"] == first:
+            sys.setprofile(lambda frame, event, _: counted.__setitem__("calls", counted["calls"] + (event == "call")))
+        if counted["step"] == last:
+            sys.setprofile(None)
+        return step(batch)  # type: ignore[no-any-return]
+
+    trainer.training_step = watched
+    trainer.fit()
+    return counted["calls"] / (last - first)
+
+
+def bare_calls_per_step(dataset: TensorDataset, steps: int) -> float:
+    """The same for a loop written by hand on torch's own DataLoader."""
+
+    class Batched(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitems__(self, indices: list[int]) -> Batch:
+            inputs, targets = dataset.tensors
+            return inputs[indices], targets[indices]
+
+    loader = torch.utils.data.DataLoader(Batched(), batch_size=1, shuffle=True, collate_fn=lambda batch: batch)
+    model = nn.Linear(3, 1, dtype=torch.float64)
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def loop(limit: int) -> Iterator[None]:
+        done = 0
+        while True:
+            for inputs, targets in loader:
+                optimizer.zero_grad(set_to_none=True)
+                mse_loss(model(inputs), targets).backward()
+                optimizer.step()
+                done += 1
+                yield
+                if done == limit:
+                    return
+
+    counted = {"calls": 0}
+    for done, _ in enumerate(loop(steps + 40)):
+        if done == 20:
+            sys.setprofile(lambda frame, event, _: counted.__setitem__("calls", counted["calls"] + (event == "call")))
+        if done == 20 + steps:
+            sys.setprofile(None)
+            break
+    return counted["calls"] / steps
+
+
+def test_a_step_costs_at_most_sixty_python_calls_more_than_a_bare_loop(run: Run) -> None:
+    trainer = run(LineTrainer, "--epochs", "10", "--batch-size", "1", "--log-every-steps", "50")
+    bare = bare_calls_per_step(trainer.build_dataset(trainer.context.channel("train")), 100)
+    assert calls_per_step(trainer, 110, 210) <= bare + 60
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+class Counting(LineTrainer):
+    """Validates on the numbers 0 to 99 in batches of 32, the last one of 4; their mean is 49.5."""
+
+    samples = 100
+
+    def build_dataset(self, channel: smkit.Channel) -> TensorDataset:
+        if channel.name == "train":
+            return super().build_dataset(channel)
+        return TensorDataset(torch.arange(100.0))
+
+    def validation_step(self, batch: tuple[Tensor]) -> dict[str, Any]:
+        (values,) = batch
+        return {
+            "mean": values.mean(),
+            "each": values,
+            "pair": (values.sum(), len(values)),
+            "number": float(values.mean()),
+        }
+
+
+def test_validation_is_exact_on_a_short_last_batch_in_every_form(run: Run) -> None:
+    record = run(Counting, "--max-steps", "1", channels=("train", "validation")).fit()
+    assert {record[f"validation/{name}"] for name in ("mean", "each", "pair", "number")} == {49.5}
+
+
+def test_validation_comes_when_it_should_and_leaves_the_random_numbers_alone(run: Run) -> None:
+    class Drawing(Counting):
+        def training_step(self, batch: Batch) -> Tensor:
+            self.__dict__.setdefault("drawn", []).append(torch.rand(1).item())
+            return super().training_step(batch)
+
+        def validation_step(self, batch: tuple[Tensor]) -> dict[str, Any]:
+            assert not self.model.training
+            torch.rand(7)
+            self.__dict__.setdefault("validated", []).append(self.step)
+            return super().validation_step(batch)
+
+    arguments = ("--epochs", "2", "--batch-size", "25")
+    trainer = run(Drawing, *arguments, "--validate-every-steps=3", channels=("train", "validation"))
+    trainer.fit()
+    assert sorted(set(trainer.validated)) == [3, 6, 8]
+    run.directory = run.directory.with_name("without")
+    silent = run(Drawing, *arguments)
+    silent.fit()
+    assert trainer.drawn == silent.drawn
+    assert weights(trainer) == weights(silent)
+
+
+class Rising(LineTrainer):
+    """A validation metric that is best after the second epoch."""
+
+    def validation_step(self, batch: Batch) -> dict[str, float]:
+        return {"score": {1: 0.5, 2: 0.9, 3: 0.7, 4: math.nan}.get(self.epoch, 0.1)}
+
+
+def test_it_stops_early_and_exports_the_best_model(run: Run) -> None:
+    arguments = ("--epochs", "20", "--monitor", "score", "--monitor-mode", "max", "--early-stopping-patience", "3")
+    trainer = run(Rising, *arguments, channels=("train", "validation"))
+    trainer.fit()
+    assert trainer.step == 2 * 5
+    exported = weights(trainer)
+    run.directory = run.directory.with_name("two-epochs")
+    two = run(Rising, "--epochs", "2")
+    two.fit()
+    assert exported == weights(two)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "channels", "text"),
+    [
+        (("--monitor", "loss"), ("train", "validation"), "the monitored metric 'loss' is none of: validation/score"),
+        (("--monitor", "score"), ("train",), "there is no channel 'validation'"),
+        (("--early-stopping-patience", "2"), ("train", "validation"), "does not know which metric"),
+    ],
+)
+def test_a_monitor_without_a_metric_is_a_clear_error(
+    arguments: tuple[str, ...], channels: tuple[str, ...], text: str, run: Run
+) -> None:
+    with pytest.raises(smkit.ConfigurationError, match=text):
+        run(Rising, *arguments, channels=channels).fit()
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_reach_cloudwatch_tensorboard_and_a_file(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Logging(Rising):
+        def training_step(self, batch: Batch) -> Tensor:
+            self.log("train/twice_step", 2.0 * self.step)
+            return super().training_step(batch)
+
+    arguments = ("--epochs", "2", "--batch-size", "19", "--log-every-steps", "2")
+    record = run(Logging, *arguments, channels=("train", "validation")).fit()
+    lines = capfd.readouterr().out.splitlines()
+    assert all(line.startswith("[metrics] step=") for line in lines)
+    twice = [match[1] for line in lines if (match := re.search(contract.metric_regex("train/twice_step"), line))]
+    assert [float(value) for value in twice] == [1.0, 5.0]
+    rows = [json.loads(line) for line in (run.directory / "output/data/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 2, 4, 4]
+    assert rows[-1]["validation/score"] == record["validation/score"] == 0.9
+    events = EventAccumulator(str(run.directory / "output" / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/twice_step")] == [(2, 1.0), (4, 5.0)]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(LineTrainer, "--epochs", "1").fit()
+    again = run(LineTrainer, "--epochs", "1")
+    again.fit()
+    assert "goes on after step 2" in capfd.readouterr().err
+    longer = run(LineTrainer, "--epochs", "3", "--learning-rate", "0.2")
+    longer.fit()
+    assert longer.step == 6
+    assert "goes on with another learning_rate: 0.1, now 0.2" in capfd.readouterr().err
+    run.directory = run.directory.with_name("at-once")
+    at_once = run(LineTrainer, "--epochs", "3")
+    at_once.fit()
+    assert weights(longer) == weights(at_once)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--width", "2"), r"size mismatch.*changed since: width: 1, now 2"),
+        (("--seed", "5"), "seed"),
+        (("--batch-size", "8"), "8"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(arguments: tuple[str, ...], text: str, run: Run) -> None:
+    run(LineTrainer, "--epochs", "1").fit()
+    with pytest.raises(smkit.CheckpointError, match=text):
+        run(LineTrainer, "--epochs", "2", *arguments).fit()
+
+
+def test_a_schedule_made_for_another_length_is_refused(run: Run) -> None:
+    class OneCycle(LineTrainer):
+        def build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.total_steps)
+
+    run(OneCycle, "--epochs", "1").fit()
+    with pytest.raises(smkit.CheckpointError, match="T_max: 2, now 4"):
+        run(OneCycle, "--epochs", "2").fit()
+
+
+# --- what is wrong with a step ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda loss: None, "returned None and no loss"),
+        (lambda loss: loss.item(), r"returned [\d.]+ and no loss"),
+        (lambda loss: loss.detach(), "depends on no parameter"),
+        (lambda loss: loss.expand(4), r"a loss of shape \(4,\)"),
+    ],
+)
+def test_a_step_without_a_usable_loss_is_named(returned: Any, text: str, run: Run) -> None:
+    class Wrong(LineTrainer):
+        def training_step(self, batch: Batch) -> Tensor:
+            return returned(super().training_step(batch))  # type: ignore[no-any-return]
+
+    with pytest.raises(smkit.SmkitError, match=text) as caught:
+        run(Wrong).fit()
+    assert caught.value.where == "Wrong.training_step, step 1"
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_its_step_and_is_never_saved(run: Run) -> None:
+    class Breaking(LineTrainer):
+        def training_step(self, batch: Batch) -> Tensor:
+            loss = super().training_step(batch)
+            return loss * math.nan if self.step == 6 else loss
+
+    trainer = run(Breaking, "--epochs", "9", "--checkpoint-every-seconds", "0")
+    with pytest.raises(smkit.SmkitError, match="train/loss is nan at step 7"):
+        trainer.fit()
+    again = run(LineTrainer, "--epochs", "9")
+    again.fit()
+    assert all(map(math.isfinite, weights(again)))
+    assert again.step == 18
+    assert not list((run.directory / "model").glob("*.part"))
+
+
+def test_a_model_directory_that_cannot_be_written_is_found_before_training(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    trainer = run(LineTrainer, "--checkpoint-dir", str(tmp_path / "file" / "inside"))
+    with pytest.raises(smkit.SmkitError, match="cannot be written to") as caught:
+        trainer.fit()
+    assert trainer.step == 0
+    assert str(tmp_path / "file") in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "text"),
+    [
+        ("build_scheduler", lambda self, optimizer: ReduceLROnPlateau(optimizer), "ReduceLROnPlateau wants a metric"),
+        ("build_scheduler", lambda self, optimizer: "cosine", "'cosine' is no scheduler"),
+        ("validation_step", lambda self, batch: 0.5, "returned 0.5"),
+        ("validation_step", lambda self, batch: {"x": torch.zeros(3, 3)}, r"'validation/x' has the shape \(3, 3\)"),
+        ("build_dataset", lambda self, channel: TensorDataset(torch.empty(0, 3)), "the data set is empty"),
+    ],
+)
+def test_a_part_that_the_loop_cannot_use_is_named(method: str, value: Any, text: str, run: Run) -> None:
+    kind = type("Wrong", (LineTrainer,), {method: value})
+    with pytest.raises(smkit.SmkitError, match=text) as caught:
+        run(kind, "--epochs", "1", channels=("train", "validation")).fit()
+    assert caught.value.fix
+
+
+def test_several_processes_are_refused_for_each_would_train_alone(data: Path, tmp_path: Path) -> None:
+    env = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    context = smkit.TrainingContext.load(Settings, [f"--channel=train={data}", f"--run-dir={tmp_path}"], env)
+    with pytest.raises(smkit.ConfigurationError, match="started as 2 processes"):
+        LineTrainer(context).fit()
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_class_is_found_through_every_way_to_inherit() -> None:
+    from smkit.preflight import settings_of
+
+    class Derived(LineTrainer):
+        pass
+
+    class Generic(smkit.Trainer[HP]):
+        pass
+
+    class Filled(Generic[Settings]):  # type: ignore[type-arg]
+        pass
+
+    class Bare(smkit.Trainer):  # type: ignore[type-arg]
+        pass
+
+    assert [settings_of(kind, smkit.Trainer) for kind in (LineTrainer, Derived, Filled)] == [Settings] * 3
+    assert [settings_of(kind, smkit.Trainer) for kind in (Bare, Generic)] == [smkit.Hyperparameters] * 2
+
+
+def run_as_script(script: Path, *arguments: str) -> None:
+    before = sys.argv
+    sys.argv = [script.name, *arguments]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def test_main_reports_the_users_own_line_in_the_failure_file(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import smkit\n"
+        "class Mine(smkit.Trainer):\n"
+        "    def build_model(self):\n"
+        "        return {'a': 1}['b']\n"
+        "    def build_optimizer(self, model): ...\n"
+        "    def training_step(self, batch): ...\n"
+        "    def build_dataset(self, channel): return [1, 2, 3]\n"
+        "Mine.main()\n"
+    )
+    with pytest.raises(SystemExit) as caught:
+        run_as_script(script, f"--channel=train={data}", "--run-dir", str(tmp_path / "run"))
+    assert caught.value.code == 1
+    failure = (tmp_path / "run/output/failure").read_text()
+    assert failure.startswith("KeyError: 'b'\n")
+    assert f"{script}:4 in build_model: return {{'a': 1}}['b']" in failure
