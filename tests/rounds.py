@@ -1,4 +1,4 @@
-"""Run the digits example over and over, killing it at random moments; print what happened as JSON.
+"""Run the digits example over and over in RUN_DIR/0, killing it at random moments; print what happened as JSON.
 
 A process of its own, for it forks: torch is imported once, and each round is a true process that a true SIGKILL ends.
 
@@ -67,14 +67,16 @@ def main() -> None:
     channels, run_dir, kills, seconds, seed = sys.argv[1:]
     sys.path.insert(0, str(EXAMPLE))
     moments = random.Random(int(seed))
-    killed, resumed, longest = 0, 0, float(seconds)
+    killed, resumed, finished, longest = 0, 0, 0, float(seconds)
     while killed < int(kills):
-        status, text = run(Path(channels), Path(run_dir), moments.uniform(0, longest), longest)
+        # A run that finishes before it is killed is followed by another one, in a folder of its own.
+        status, text = run(Path(channels), Path(run_dir) / str(finished), moments.uniform(0, longest), longest)
         resumed += "goes on after step" in text
         killed += status == -signal.SIGKILL
-        if status != -signal.SIGKILL:
+        finished += status == 0
+        if status not in (0, -signal.SIGKILL):
             break
-    status, text = run(Path(channels), Path(run_dir), None)
+    status, text = run(Path(channels), Path(run_dir) / str(finished), None)
     result = {"killed": killed, "resumed": resumed, "status": status, "stderr": text}
     sys.stdout.write(json.dumps(result) + "\n")
 
