@@ -1,8 +1,6 @@
-"""When things are due: every so many steps, every so many seconds."""
+"""When things are due: every so many steps, every so many seconds. Arithmetic only; this room has no clock."""
 
 from __future__ import annotations
-
-import time
 
 _SHORTEST_SECONDS = 60.0
 _LARGEST_SHARE_OF_THE_RUN = 0.01
@@ -30,23 +28,3 @@ def checkpoint_interval(chosen_seconds: float | None, stall_seconds: float, size
         return chosen_seconds
     upload_seconds = size_bytes / _UPLOAD_BYTES_PER_SECOND
     return max(_SHORTEST_SECONDS, stall_seconds / _LARGEST_SHARE_OF_THE_RUN, _UPLOADS_BETWEEN_SAVES * upload_seconds)
-
-
-class CheckpointCadence:
-    """Says when the next checkpoint is due, by `time.monotonic()`.
-
-    Args:
-        chosen_seconds: See `checkpoint_interval`.
-        size_bytes: See `checkpoint_interval`.
-        step: The step that is saved already.
-    """
-
-    def __init__(self, chosen_seconds: float | None, size_bytes: int, step: int) -> None:
-        self._chosen_seconds = chosen_seconds
-        self._size_bytes = size_bytes
-        self.saved(step, stall_seconds=0.0)
-
-    def saved(self, step: int, *, stall_seconds: float) -> None:
-        """Note that `step` was saved just now, and held the run up for so long."""
-        self.saved_step = step
-        self.due = time.monotonic() + checkpoint_interval(self._chosen_seconds, stall_seconds, self._size_bytes)

@@ -1,4 +1,4 @@
-"""MetricLog: one line for CloudWatch, one point for TensorBoard, one row of JSON lines; and exact means by sample.
+"""MetricLog: one line for CloudWatch, one point for TensorBoard, one row of JSON lines.
 
 Values stay on their device until a record is written: one transfer per record, none per step. This room knows nothing
 of loops, steps due or progress bars.
@@ -144,34 +144,3 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-class SampleMeans:
-    """Means over samples: sums divided by counts, so that a short last batch weighs what it should."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, Tensor | float] = {}
-
-    def add(self, name: str, value: Any, samples: int) -> None:
-        """Note a batch: a mean over its `samples`, a tensor `(samples,)` of values, or a pair `(sum, count)`."""
-        total, count = value if isinstance(value, tuple) else self._weighted(name, value, samples)
-        self._sums[name] = self._sums.get(name, 0.0) + total
-        self._counts[name] = self._counts.get(name, 0) + count
-
-    def _weighted(self, name: str, value: Any, samples: int) -> tuple[Tensor | float, int]:
-        if not isinstance(value, Tensor):
-            return float(value) * samples, samples
-        if value.numel() == 1 and (value.dim() == 0 or samples == 1):
-            return value.detach().reshape(()).double() * samples, samples
-        if value.shape == (samples,):
-            return value.detach().double().sum(), samples
-        raise SmkitError(
-            f"'{name}' has the shape {tuple(value.shape)} for a batch of {samples} samples",
-            where="validation_step",
-            fix="return a mean over the batch, one value per sample, or a pair (sum, count)",
-        )
-
-    def result(self) -> dict[str, float]:
-        """Return the mean of each name."""
-        return {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()}

@@ -33,6 +33,8 @@ class Monitor:
         self._patience = patience
         self.best_score: float | None = None
         """Score of the best validation so far: the metric, or its negative if smaller is better."""
+        self.judged_step = 0
+        """Step of the last validation."""
         self._without_progress = 0
 
     @property
@@ -40,12 +42,13 @@ class Monitor:
         """Whether patience has run out."""
         return self._patience is not None and self._without_progress >= self._patience
 
-    def judge(self, values: Mapping[str, float]) -> bool:
-        """Note one validation; return whether it is the best so far. NaN never is.
+    def judge(self, values: Mapping[str, float], step: int) -> bool:
+        """Note the validation at `step`; return whether it is the best so far. NaN never is.
 
         Raises:
             ConfigurationError: The monitored metric is not among `values`.
         """
+        self.judged_step = step
         if self.metric is None:
             return False
         name = self.metric if "/" in self.metric else f"validation/{self.metric}"
@@ -63,13 +66,18 @@ class Monitor:
         return is_best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score and how long ago it was."""
-        return {"best_score": self.best_score, "without_progress": self._without_progress}
+        """Return the best score, how long ago it was, and the last step that was judged."""
+        return {
+            "best_score": self.best_score,
+            "without_progress": self._without_progress,
+            "judged_step": self.judged_step,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a saved state."""
         self.best_score = state["best_score"]
         self._without_progress = state["without_progress"]
+        self.judged_step = state["judged_step"]
 
 
 class LossGuard:

@@ -6,11 +6,10 @@ Each check is a plain function of what it checks; the order of checks is the tra
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from smkit.errors import ConfigurationError, SmkitError
@@ -97,13 +96,15 @@ def nothing_to_monitor(metric: str, missing: str) -> ConfigurationError:
     )
 
 
-def named_metrics(metrics: object, trainer: str) -> Mapping[str, Any]:
-    """Return what a validation step returned, if it is what it should be."""
-    if not isinstance(metrics, Mapping):
-        raise SmkitError(
-            f"returned {metrics!r:.60}", where=f"{trainer}.validation_step", fix="return a dict: {'accuracy': value}"
-        )
-    return metrics
+def require_numbers(model: nn.Module) -> None:
+    """Refuse to hand over a model with a weight that is no number, whatever its loss was."""
+    for name, parameter in model.named_parameters():
+        if parameter.isnan().any():
+            raise SmkitError(
+                f"the weight '{name}' holds NaN at the end of the run",
+                where="the model",
+                fix="lower the learning rate or set max_grad_norm; the checkpoints are older and hold none",
+            )
 
 
 def no_loss(loss: object, where: str) -> SmkitError:

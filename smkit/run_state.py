@@ -1,11 +1,13 @@
-"""RunState: the parts of a run that a checkpoint holds, taken together and put back together.
+"""The state of a run: every part that has a memory, taken together and put back together, and when that is saved.
 
-Every part that has a memory is here: model, optimizer, scheduler, gradient scaler, random generators, position in the
-data, metrics not yet written, the monitor. Leave one out, and a resumed run is another run.
+Model, optimizer, scheduler, gradient scaler, random generators, position in the data, metrics not yet written, the
+monitor: leave one out, and a resumed run is another run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from smkit.checkpoint import Checkpoint
+from smkit.cadence import checkpoint_interval
+from smkit.checkpoint import Checkpoint, CheckpointStore
 from smkit.data.loader import Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError, DataError
@@ -37,8 +40,13 @@ class RunState:
     loss_guard: LossGuard
     hyperparameters: Mapping[str, Any]
 
-    def capture(self) -> dict[str, Any]:
-        """Return the state of every part; tensors are the live ones, for a CheckpointStore copies them."""
+    def capture(self, step: int) -> dict[str, Any]:
+        """Return the state of every part; tensors are the live ones, for a CheckpointStore copies them.
+
+        Raises:
+            SmkitError: A loss up to `step` is no number; such a state is not worth keeping.
+        """
+        self.loss_guard.check(self.log.read().get("train/loss", []), last_step=step, are_final=False)
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -91,6 +99,74 @@ class RunState:
         if other:
             raise _does_not_fit(checkpoint, f"its {name} has {'; '.join(other)}", changed)
         self.scheduler.load_state_dict(saved)
+
+
+_SECONDS_TO_CLOSE = 60.0
+
+
+class Saves:
+    """Saves a run in the background when it is time, and finds what was saved.
+
+    Args:
+        run: The parts of the run.
+        store: Where they are saved.
+        every_seconds: What the user chose; None chooses a pace that costs less than 1 % of the run.
+    """
+
+    def __init__(self, run: RunState, store: CheckpointStore, every_seconds: float | None) -> None:
+        self._run = run
+        self._store = store
+        self._every_seconds = every_seconds
+        # Adam's state and the weights; only the order of magnitude matters.
+        self._size_bytes = 3 * sum(parameter.nbytes for parameter in run.model.parameters())
+        self._note_saved(0, stall_seconds=0.0)
+
+    def _note_saved(self, step: int, stall_seconds: float) -> None:
+        self._saved_step = step
+        self.due_time = time.monotonic() + checkpoint_interval(self._every_seconds, stall_seconds, self._size_bytes)
+        """When the next save is due, by `time.monotonic()`."""
+
+    def resume(self) -> tuple[int, list[str]] | None:
+        """Put the newest whole checkpoint back; return its step and what was changed since, None if there is none."""
+        checkpoint = self._store.latest()
+        if checkpoint is None:
+            return None
+        changed = self._run.restore(checkpoint)
+        self._note_saved(checkpoint.step, stall_seconds=0.0)
+        return checkpoint.step, changed
+
+    def save_if_due(self, step: int) -> None:
+        """Begin a save if it is time for one, there is something new, and none is in flight."""
+        if time.monotonic() >= self.due_time and step > self._saved_step and not self._store.is_saving:
+            self.save(step)
+
+    def save(self, step: int, score: float | None = None) -> None:
+        """Begin a save; `score` is how good the model is, if that is known."""
+        self._note_saved(step, self._store.start(step, self._run.capture(step), score=score))
+
+    def finish(self, step: int) -> None:
+        """Return when `step` is saved.
+
+        Raises:
+            CheckpointError: It could not be saved.
+        """
+        self._store.wait()
+        if step > self._saved_step:
+            self._store.save(step, self._run.capture(step))
+            self._note_saved(step, stall_seconds=0.0)
+
+    def close(self) -> None:
+        """Let a save that is in flight come to its end, even if the run has failed; a disk that hangs is left alone."""
+        with contextlib.suppress(CheckpointError):
+            self._store.wait(_SECONDS_TO_CLOSE)
+
+    def use_best_model(self, score: float) -> int | None:
+        """Put the weights with this score back; return their step, None if they are damaged or gone."""
+        best = self._store.best()
+        if best is None or best.score != score:
+            return None
+        self._run.model.load_state_dict(best.state["model"])
+        return best.step
 
 
 _FREE = ("epochs:", "max_steps:", "log_every_", "validate_every_", "checkpoint_every_", "early_stopping_")

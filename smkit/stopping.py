@@ -57,6 +57,9 @@ class StopRequest:
             yield
         finally:
             timer.cancel()
+            if timer.is_alive():
+                # A thread that still runs when the interpreter ends can take the process down with it.
+                timer.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 

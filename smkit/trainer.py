@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,18 +21,19 @@ from torch.utils.data import Dataset
 from typing_extensions import TypeVar
 
 from smkit import contract, preflight, report
-from smkit.cadence import CheckpointCadence, next_multiple
+from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
 from smkit.data.layouts import open_dataset
 from smkit.data.loader import Loader, make_loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError
-from smkit.metrics import MetricLog, SampleMeans
+from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
 from smkit.progress import Progress, duration
-from smkit.randomness import random_state_kept, seed_all
-from smkit.run_state import RunState
+from smkit.randomness import seed_all
+from smkit.run_state import RunState, Saves
 from smkit.stopping import StopRequest
+from smkit.validation import validate
 
 if TYPE_CHECKING:
     # At run time these come with the user's own script; the loop alone does not pay for importing pydantic.
@@ -80,7 +80,6 @@ class Trainer(ABC, Generic[HP]):
         self.total_steps = 0
         self._stop = StopRequest()
         self._record: dict[str, float] = {}
-        self._validated_step = 0
 
     # --- what a user writes -------------------------------------------------------------------------------------------
 
@@ -216,8 +215,6 @@ class Trainer(ABC, Generic[HP]):
         metrics_file = context.output_data_dir / "metrics.jsonl"
         self._log = MetricLog(metrics_file, contract.tensorboard_dir(context.output_dir))
         self._resume()
-        size_bytes = 3 * sum(parameter.nbytes for parameter in self._parameters)
-        self._cadence = CheckpointCadence(hp.checkpoint_every_seconds, size_bytes, self.step)
         self._progress = Progress(self.total_steps, self.step)
         self.model.train()
         self._begin_interval()
@@ -247,7 +244,7 @@ class Trainer(ABC, Generic[HP]):
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one, and say what this run is."""
-        self._run = RunState(
+        run = RunState(
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
@@ -258,28 +255,28 @@ class Trainer(ABC, Generic[HP]):
             loss_guard=self._loss_guard,
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
-        self._store = CheckpointStore(self.context.checkpoint_dir)
-        checkpoint = self._store.latest()
-        changed: list[str] = []
-        if checkpoint is not None:
-            changed = self._run.restore(checkpoint)
-            self.step = checkpoint.step
-            self._validated_step = checkpoint.state["validated_step"]
-        start = "new start" if checkpoint is None else f"goes on after step {self.step:,}"
-        report.say(self._start_text(start))
+        self._saves = Saves(run, CheckpointStore(self.context.checkpoint_dir), self.hp.checkpoint_every_seconds)
+        resumed = self._saves.resume()
+        if resumed is None:
+            report.say(self._start_text("new start"))
+            return
+        self.step, changed = resumed
+        report.say(self._start_text(f"goes on after step {self.step:,}"))
         for change in changed:
             report.say(f"note: this run goes on with another {change}; the optimizer keeps what the checkpoint holds")
 
     def _start_text(self, start: str) -> str:
         """Return the table of what was resolved, and where each setting came from."""
-        loader, validation = self._loader, self._validation_loader
         size = sum(parameter.numel() for parameter in self.model.parameters())
         rows = [
             ("device", self.placement.describe()),
-            ("train", _described(loader)),
-            ("validation", "none" if validation is None else _described(validation)),
+            ("train", self._loader.describe()),
+            ("validation", "none" if self._validation_loader is None else self._validation_loader.describe()),
             ("model", f"{type(self.model).__name__}, {size:,} parameters"),
-            ("steps", f"{self.total_steps:,} of {self.hp.batch_size} samples, {loader.steps_per_epoch:,} in an epoch"),
+            (
+                "steps",
+                f"{self.total_steps:,} of {self.hp.batch_size} samples, {self._loader.steps_per_epoch:,} an epoch",
+            ),
             ("checkpoints", f"{self.context.checkpoint_dir}, {start}"),
             ("model goes to", str(self.context.model_dir)),
         ]
@@ -327,21 +324,20 @@ class Trainer(ABC, Generic[HP]):
 
     def _between_steps(self) -> None:
         """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
-        hp, cadence = self.hp, self._cadence
+        hp = self.hp
         if self.step > self._interval_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
             self._write_metrics()
-        if self._is_validation_due():
-            self._validate()
+        if self._validation_loader is not None and self._is_validation_due():
+            self._validate(self._validation_loader)
         if self._stop:
             self._leave()
-        if time.monotonic() >= cadence.due and self.step > cadence.saved_step and not self._store.is_saving:
-            self._save()
+        self._saves.save_if_due(self.step)
         if time.monotonic() >= self._progress.due:
             self._progress.draw(self.step, hp.batch_size)
         epoch_end = self.step + self._loader.steps_per_epoch - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
         self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps)
-        self._event_time = min(cadence.due, self._progress.due)
+        self._event_time = min(self._saves.due_time, self._progress.due)
 
     def _write_metrics(self) -> None:
         losses = self._log.read().get("train/loss", [])
@@ -360,50 +356,20 @@ class Trainer(ABC, Generic[HP]):
         self._begin_interval()
 
     def _is_validation_due(self) -> bool:
-        if self._validation_loader is None or self.step == self._validated_step:
-            return False
         every = self.hp.validate_every_steps
         is_its_time = self._loader.step == 0 if every is None else self.step % every == 0
-        return is_its_time or self.step >= self.total_steps
+        return (is_its_time or self.step >= self.total_steps) and self.step != self._monitor.judged_step
 
-    def _validate(self) -> None:
-        """Write the means over all samples of the validation channel; a request to stop abandons it."""
-        values = self._validation_means()
-        if self._stop:
+    def _validate(self, loader: Loader) -> None:
+        """Write the means over all samples of the validation channel, and save what is best; a stop abandons it."""
+        values = validate(self.model, self.validation_step, loader, self.placement, self._stop)
+        if values is None:
             return
         self._progress.clear()
         self._log.write_values(self.step, self.epoch, values)
         self._record |= values
-        self._validated_step = self.step
-        if self._monitor.judge(values):
-            self._save(score=self._monitor.best_score)
-
-    def _validation_means(self) -> dict[str, float]:
-        means = SampleMeans()
-        loader = self._validation_loader or ()
-        sizes = self._validation_loader.groups() if self._validation_loader else iter(())
-        self.model.eval()
-        with random_state_kept(), torch.inference_mode():
-            for batch in loader:
-                if self._stop:
-                    break
-                with self.placement.autocast():
-                    metrics = self.validation_step(self.placement.move(batch))
-                (samples,) = next(sizes)
-                for name, value in preflight.named_metrics(metrics, type(self).__name__).items():
-                    means.add(f"validation/{name}", value, samples)
-        self.model.train()
-        return means.result()
-
-    def _save(self, score: float | None = None) -> None:
-        """Save the run's state in the background."""
-        stall_seconds = self._store.start(self.step, self._state(), score=score)
-        self._cadence.saved(self.step, stall_seconds=stall_seconds)
-
-    def _state(self) -> dict[str, Any]:
-        losses = self._log.read().get("train/loss", [])
-        self._loss_guard.check(losses, last_step=self.step, are_final=False)
-        return {**self._run.capture(), "validated_step": self._validated_step}
+        if self._monitor.judge(values, self.step):
+            self._saves.save(self.step, score=self._monitor.best_score)
 
     def _leave(self) -> NoReturn:
         """Save where the run stands, and leave with the status of the signal."""
@@ -411,9 +377,7 @@ class Trainer(ABC, Generic[HP]):
         interrupted = self._stop.exit_status == contract.INTERRUPTED_EXIT_STATUS
         outcome = f"step {self.step:,} is saved in {self.context.checkpoint_dir}"
         try:
-            self._store.wait()
-            if self.step > self._cadence.saved_step:
-                self._store.save(self.step, self._state())
+            self._saves.finish(self.step)
         except CheckpointError as error:
             outcome = f"step {self.step:,} could not be saved: {error}"
         report.say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
@@ -427,10 +391,14 @@ class Trainer(ABC, Generic[HP]):
 
     def _finish(self) -> None:
         """Save the last state, put the best weights back, write the model and its settings."""
-        if self.step > self._cadence.saved_step:
-            self._save()
-        self._store.wait()
-        which = self._use_best_weights()
+        if self.step > self._interval_step:
+            self._write_metrics()
+        try:
+            self._saves.finish(self.step)
+        except CheckpointError as error:
+            logger.warning("the last checkpoint could not be saved, the model goes on its way: %s", error)
+        which = self._use_best_model()
+        preflight.require_numbers(self.model)
         directory = self.context.model_dir
         try:
             self.export_model(directory)
@@ -441,24 +409,18 @@ class Trainer(ABC, Generic[HP]):
         took = duration(time.monotonic() - self._began)
         report.say(f"finished: {self.step:,} steps in {took}; {which} is in {directory}")
 
-    def _use_best_weights(self) -> str:
+    def _use_best_model(self) -> str:
         if self._monitor.best_score is None:
             return "the model"
-        best = self._store.best()
-        if best is None or best.score != self._monitor.best_score:
+        step = self._saves.use_best_model(self._monitor.best_score)
+        if step is None:
             logger.warning("the best checkpoint is damaged or gone; the model is that of step %d", self.step)
-            return f"the model of step {self.step:,}"
-        self.model.load_state_dict(best.state["model"])
-        return f"the best model, of step {best.step:,},"
+        return f"the model of step {self.step:,}" if step is None else f"the best model, of step {step:,},"
 
     def _close(self) -> None:
+        if hasattr(self, "_saves"):
+            self._saves.close()
         if hasattr(self, "_log"):
             self._log.close()
         if hasattr(self, "_progress"):
             self._progress.clear()
-
-
-def _described(loader: Loader) -> str:
-    """Return a data set's own description, if it has one, else its class and size."""
-    text = repr(loader.dataset)
-    return text if "object at 0x" not in text else f"{type(loader.dataset).__name__}({len(loader.dataset):,} samples)"  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def weights(run_dir: Path) -> bytes:
 @pytest.fixture(scope="module")
 def left_alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("left-alone")
-    assert rounds(digits, tmp_path)["status"] == 0
+    assert rounds(digits, run_dir)["status"] == 0
     return run_dir / "0"
 
 

@@ -116,6 +116,12 @@ class Loader(DataLoader[Any]):
         """Optimizer steps that are finished in the current epoch."""
         return self._order.step
 
+    def describe(self) -> str:
+        """Return the data set in one line: its own description if it has one, else its class and size."""
+        text = repr(self.dataset)
+        name = type(self.dataset).__name__
+        return text if "object at 0x" not in text else f"{name}({self._order.plan.samples:,} samples)"
+
     def groups(self) -> Iterator[tuple[int, ...]]:
         """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
         return self._order.plan.groups(self._order.step)

@@ -1,0 +1,79 @@
+"""Validation: metrics over all samples of a channel, exact whatever the batches.
+
+The training does not notice it: no gradient, no change of mode, no random number that it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smkit.data.loader import Loader
+from smkit.device import Placement
+from smkit.errors import SmkitError
+from smkit.randomness import random_state_kept
+from smkit.stopping import StopRequest
+
+
+def validate(
+    model: nn.Module,
+    step: Callable[[Any], Mapping[str, Any]],
+    loader: Loader,
+    placement: Placement,
+    stop: StopRequest,
+) -> dict[str, float] | None:
+    """Return the mean of each metric that `step` returns, over all samples of `loader`; None if a stop came between."""
+    means = SampleMeans()
+    sizes = loader.groups()
+    was_training = model.training
+    model.eval()
+    try:
+        with random_state_kept(), torch.inference_mode():
+            for batch in loader:
+                if stop:
+                    return None
+                with placement.autocast():
+                    metrics: object = step(placement.move(batch))
+                if not isinstance(metrics, Mapping):
+                    fix = "return a dict: {'accuracy': value}"
+                    raise SmkitError(f"returned {metrics!r:.60}", where="validation_step", fix=fix)
+                (samples,) = next(sizes)
+                for name, value in metrics.items():
+                    means.add(f"validation/{name}", value, samples)
+    finally:
+        model.train(was_training)
+    return means.result()
+
+
+class SampleMeans:
+    """Means over samples: sums divided by counts, so that a short last batch weighs what it should."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | float] = {}
+
+    def add(self, name: str, value: Any, samples: int) -> None:
+        """Note a batch: a mean over its `samples`, a tensor `(samples,)` of values, or a pair `(sum, count)`."""
+        total, count = value if isinstance(value, tuple) else self._weighted(name, value, samples)
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0) + count
+
+    def _weighted(self, name: str, value: Any, samples: int) -> tuple[Tensor | float, int]:
+        if not isinstance(value, Tensor):
+            return float(value) * samples, samples
+        if value.numel() == 1 and (value.dim() == 0 or samples == 1):
+            return value.detach().reshape(()).double() * samples, samples
+        if value.shape == (samples,):
+            return value.detach().double().sum(), samples
+        raise SmkitError(
+            f"'{name}' has the shape {tuple(value.shape)} for a batch of {samples} samples",
+            where="validation_step",
+            fix="return a mean over the batch, one value per sample, or a pair (sum, count)",
+        )
+
+    def result(self) -> dict[str, float]:
+        """Return the mean of each name."""
+        return {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()}
