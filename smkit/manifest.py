@@ -1,0 +1,216 @@
+"""A directory of files that counts whole or not at all, and survives a power cut once it counts.
+
+Each file gets its name only when its bytes are on the disk. The manifest comes last, with the size and xxh3_128 of each
+file and its own sha256. The bytes that are handed out are the very bytes that were verified; names and times prove
+nothing. This room knows neither what the files mean nor which directory is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from smkit.errors import CheckpointError
+
+_FORMAT = 1
+_NAME = "manifest.json"
+_BLOCK_BYTES = 4 * 2**20
+_MAX_MANIFEST_BYTES = 64 * 2**10
+
+
+class DamageError(CheckpointError):
+    """A directory does not hold what its manifest says, or has no manifest."""
+
+    @classmethod
+    def of(cls, path: Path, what: str) -> DamageError:
+        return cls(what, where=str(path), fix="restore it from a copy, or remove the directory")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that verifies; the files beside it are verified as they are read.
+
+    Attributes:
+        directory: Where it lies; a manifest of another directory does not verify.
+        step: Finished training steps.
+        ordinal: Grows with every save of a store.
+        score: Higher is better.
+        files: Size in bytes and xxh3_128 of each file.
+    """
+
+    directory: Path
+    step: int
+    ordinal: int
+    score: float | None
+    files: dict[str, tuple[int, str]]
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Read the manifest of a directory.
+
+        Raises:
+            DamageError: It is missing or does not verify, or the directory holds a link.
+            CheckpointError: It verifies, and is of a format that this version does not know.
+        """
+        _refuse_links(directory)
+        path = directory / _NAME
+        try:
+            content = json.loads(_read_file(path, max_bytes=_MAX_MANIFEST_BYTES))
+            sha256 = content.pop("sha256")
+            if sha256 != _sha256(content):
+                raise DamageError.of(path, "its own hash does not match")
+            if content["format"] != _FORMAT:
+                raise CheckpointError(
+                    f"the checkpoint is of format {content['format']}; this version of smkit reads format {_FORMAT}",
+                    where=str(path),
+                    fix="resume with the version of smkit that wrote it, or use another checkpoint directory",
+                )
+            if content["directory"] != directory.name:
+                raise DamageError.of(path, f"belongs to {content['directory']}")
+            files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in content["files"].items()}
+            score = None if content["score"] is None else float(content["score"])
+            return cls(directory, int(content["step"]), int(content["ordinal"]), score, files)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise DamageError.of(path, "is not a manifest") from error
+
+    def sizes_match(self) -> bool:
+        """Whether every file is there with its size, which costs no reading."""
+        try:
+            return all((self.directory / name).lstat().st_size == size for name, (size, _) in self.files.items())
+        except OSError:
+            return False
+
+    def read_file(self, name: str) -> bytearray:
+        """Return the verified content of a file.
+
+        Raises:
+            DamageError: It is missing, a link, or not what was written.
+        """
+        path = self.directory / name
+        if name not in self.files:
+            raise DamageError.of(path, "is not in the manifest")
+        size, xxh3_128 = self.files[name]
+        data = _read_file(path, max_bytes=size)
+        if len(data) != size:
+            raise DamageError.of(path, f"has {len(data):,} bytes and not {size:,}")
+        digest = xxhash.xxh3_128()
+        for block in _blocks([memoryview(data)]):
+            digest.update(block)
+        if digest.hexdigest() != xxh3_128:
+            raise DamageError.of(path, "holds other bytes than were saved (its hash differs)")
+        return data
+
+
+def commit(
+    directory: Path, files: Mapping[str, Iterable[memoryview]], *, step: int, ordinal: int, score: float | None
+) -> None:
+    """Make a directory, write its files piece by piece and its manifest; when this returns, it survives a power cut.
+
+    Raises:
+        OSError: It is not there; what was written of it is removed if the disk allows.
+    """
+    directory.mkdir()
+    try:
+        entries = {name: _write_file(directory / name, pieces) for name, pieces in files.items()}
+        content = {"format": _FORMAT, "directory": directory.name, "step": step, "ordinal": ordinal, "score": score}
+        content |= {"files": entries}
+        content |= {"sha256": _sha256(content)}
+        sync_directory(directory)
+        _write_file(directory / _NAME, [memoryview(json.dumps(content, indent=2).encode())])
+        sync_directory(directory)
+        sync_directory(directory.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            remove(directory)
+        raise
+
+
+def is_committed(directory: Path) -> bool:
+    """Whether there is a manifest, sound or not."""
+    return os.path.lexists(directory / _NAME)
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory, its manifest first, so that one half removed never counts."""
+    (directory / _NAME).unlink(missing_ok=True)
+    sync_directory(directory)
+    shutil.rmtree(directory)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and the ones above it, so that they survive a power cut."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in a directory are on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_file(path: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
+    part = path.with_name(path.name + ".part")
+    digest = xxhash.xxh3_128()
+    size = 0
+    with part.open("xb") as file:
+        for block in _blocks(pieces):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
+
+
+def _read_file(path: Path, *, max_bytes: int) -> bytearray:
+    """Return the content of a file; a link is not followed, a pipe is empty and not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            if size > max_bytes:
+                raise DamageError.of(path, f"has {size:,} bytes, more than {max_bytes:,}")
+            data = bytearray(size)
+            del data[file.readinto(data) :]
+            return data
+    except FileNotFoundError as error:
+        raise DamageError.of(path, "is missing") from error
+    except OSError as error:
+        raise DamageError.of(path, f"cannot be read: {error.strerror}") from error
+
+
+def _refuse_links(directory: Path) -> None:
+    try:
+        paths = [directory] if directory.is_symlink() else list(directory.iterdir())
+    except OSError as error:
+        raise DamageError.of(directory, f"cannot be read: {error.strerror}") from error
+    for path in paths:
+        if path.is_symlink():
+            raise DamageError.of(path, "is a symbolic link")
+
+
+def _blocks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        for start in range(0, len(piece), _BLOCK_BYTES):
+            yield piece[start : start + _BLOCK_BYTES]
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    """Return the hash of an object's canonical JSON: sorted keys, no spaces."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,254 @@
+"""What a checkpoint holds: a nested state as a JSON tree plus a safetensors file, and back, without any pickle.
+
+The tree keeps what JSON alone would lose (tuples, keys that are not text, NaN, arrays); the tensors lie in the
+safetensors format under their dotted paths, so that any tool can open them. This room knows neither files nor steps.
+
+The format (an 8-byte length, a JSON header, the bytes) is written and read here and not by the library: up to 0.7
+`save_file` holds the interpreter lock while it writes, so a hung disk would freeze the whole process, and `load` copies
+the data once more. The tests read the files back with the library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smkit.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The names of the safetensors format (safetensors/src/tensor.rs: Dtype)."""
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_HEADER_ALIGNMENT = 8
+_MAX_DEPTH = 100
+
+Tree = None | bool | int | float | str | list[Any] | dict[str, Any]
+"""A JSON value. An object has one key, the kind of what its value stands for: dict, tuple, int, float, tensor..."""
+
+
+@dataclass(frozen=True)
+class FlatState:
+    """A state taken apart.
+
+    Attributes:
+        tree: The structure and the plain values, with a name in place of each tensor.
+        tensors: Each memory once, under the dotted path where it was met first.
+        names_below: The names of the tensors below each key of the state itself.
+    """
+
+    tree: Tree
+    tensors: dict[str, Tensor]
+    names_below: dict[Any, list[str]]
+
+    def copied_to(self, buffers: Mapping[str, Tensor]) -> FlatState:
+        """Return this state with its tensors copied into CPU memory, into the `buffers` of the same name that fit."""
+        copies = {}
+        # A buffer made in the caller's inference mode could not be written to outside of it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for name, tensor in self.tensors.items():
+                buffer = buffers.get(name)
+                if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                copies[name] = buffer.copy_(tensor)
+        return FlatState(self.tree, copies, self.names_below)
+
+    def names_with_nan(self, key: str) -> list[str]:
+        """Return the names of the tensors below a key of the state that hold NaN."""
+        names = self.names_below.get(key, [])
+        return [name for name in names if bool(self.tensors[name].isnan().any())]
+
+    def tree_file(self) -> memoryview:
+        """Return the structure and the plain values as JSON."""
+        return memoryview(json.dumps(self.tree, separators=(",", ":"), allow_nan=False).encode())
+
+    def tensor_file(self) -> Iterator[memoryview]:
+        """Yield the content of a safetensors file, piece by piece; for copies only, contiguous and in CPU memory."""
+        # Wide items first, so that each tensor of a loaded file starts at a multiple of its item's size.
+        ordered = sorted(self.tensors.items(), key=lambda item: -item[1].element_size())
+        header: dict[str, Any] = {}
+        position = 0
+        for name, tensor in ordered:
+            end = position + tensor.nbytes
+            header[name] = {
+                "dtype": _DTYPE_NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [position, end],
+            }
+            position = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+        yield memoryview(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def flatten(state: Mapping[str, Any]) -> FlatState:
+    """Take a nested state apart, without copying a tensor: they are still the caller's own memory.
+
+    Raises:
+        CheckpointError: A value or a key is of a type that cannot be kept; names its path.
+    """
+    flattener = _Flattener()
+    tree = flattener.encode(dict(state), ())
+    return FlatState(tree, flattener.tensors, flattener.names_below)
+
+
+def parse_state(tree_file: bytes | bytearray, tensor_file: bytearray) -> dict[str, Any]:
+    """Return the state that two files hold; its tensors and arrays are views of `tensor_file`, which lives as they do.
+
+    Files that `flatten` did not make can raise any exception here, and run no code.
+    """
+    state = _rebuild(json.loads(tree_file), _parse_tensors(tensor_file))
+    if not isinstance(state, dict):
+        raise TypeError(f"the state is of type {_type_name(state)}")
+    return state
+
+
+def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_rebuild(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "dict":
+        return {_rebuild(key, tensors): _rebuild(value, tensors) for key, value in content}
+    if kind == "tuple":
+        return tuple(_rebuild(item, tensors) for item in content)
+    if kind == "int":
+        return int(content, 16)
+    if kind == "float":
+        return struct.unpack(">d", bytes.fromhex(content))[0]
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        return tensors[content].numpy()
+    if kind == "scalar":
+        return tensors[content].numpy()[()]
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+def _parse_tensors(data: bytearray) -> dict[str, Tensor]:
+    start = 8 + int.from_bytes(data[:8], "little")
+    return {name: _view(data, start, **entry) for name, entry in json.loads(data[8:start]).items()}
+
+
+def _view(data: bytearray, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    begin, end = data_offsets
+    if begin == end:
+        return torch.empty(shape, dtype=_DTYPES[dtype], device="cpu")
+    count = (end - begin) // _DTYPES[dtype].itemsize
+    return torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start + begin).reshape(shape)
+
+
+@dataclass
+class _Flattener:
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    names_below: dict[Any, list[str]] = field(default_factory=dict)
+    _names: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def encode(self, value: Any, path: tuple[Any, ...]) -> Tree:
+        if len(path) > _MAX_DEPTH:
+            raise _cannot_keep(f"the state is nested deeper than {_MAX_DEPTH} levels", path)
+        if isinstance(value, dict):
+            return {"dict": [[_encode_key(key, path), self.encode(item, (*path, key))] for key, item in value.items()]}
+        if type(value) is list:
+            return self._encode_items(value, path)
+        if type(value) is tuple:
+            return {"tuple": self._encode_items(value, path)}
+        if isinstance(value, Tensor):
+            return {"tensor": self._name(value, path)}
+        if type(value) is np.ndarray:
+            return {"array": self._name(_tensor_of(value, path), path)}
+        if isinstance(value, np.generic):
+            return {"scalar": self._name(_tensor_of(np.asarray(value), path), path)}
+        return _encode_plain(value, path)
+
+    def _encode_items(self, items: Iterable[Any], path: tuple[Any, ...]) -> list[Tree]:
+        return [self.encode(item, (*path, index)) for index, item in enumerate(items)]
+
+    def _name(self, tensor: Tensor, path: tuple[Any, ...]) -> str:
+        _check_tensor(tensor, path)
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        # A conjugate or negative view lies in the same place as its base.
+        identity = (*place, tensor.is_conj(), tensor.is_neg())
+        name = self._names.get(identity)
+        if name is None:
+            name = _dotted(path).encode("utf-8", "replace").decode()
+            while name in self.tensors or name == "__metadata__":
+                name += "'"
+            self._names[identity] = name
+            self.tensors[name] = tensor
+        self.names_below.setdefault(path[0], []).append(name)
+        return name
+
+
+def _encode_plain(value: Any, path: tuple[Any, ...]) -> Tree:
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value  # type: ignore[no-any-return]
+    if kind is int:
+        # Python refuses to read or write integers of more than 4,300 decimal digits.
+        return value if abs(value) < 2**63 else {"int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+    raise _cannot_keep(f"a value of type {_type_name(value)} cannot be kept in a checkpoint", path)
+
+
+def _encode_key(key: Any, path: tuple[Any, ...]) -> Tree:
+    if key is None or type(key) in (bool, int, float, str):
+        return _encode_plain(key, path)
+    raise _cannot_keep(f"a key of type {_type_name(key)} cannot be kept in a checkpoint: {key!r:.80}", path)
+
+
+def _tensor_of(array: np.ndarray[Any, Any], path: tuple[Any, ...]) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(array))
+    except (TypeError, ValueError) as error:
+        raise _cannot_keep(f"an array of dtype {array.dtype} cannot be kept in a checkpoint", path) from error
+
+
+def _check_tensor(tensor: Tensor, path: tuple[Any, ...]) -> None:
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        raise _cannot_keep(f"a tensor of type {_type_name(tensor)} cannot be kept in a checkpoint", path)
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout} {tensor.device.type}"
+        raise _cannot_keep(f"a {kind} tensor cannot be kept in a checkpoint", path)
+    if tensor.dtype not in _DTYPE_NAMES:
+        raise _cannot_keep(f"a tensor of dtype {tensor.dtype} cannot be kept in a checkpoint", path)
+
+
+def _cannot_keep(what: str, path: tuple[Any, ...]) -> CheckpointError:
+    fix = "build the state from dicts, lists, tuples, numbers, text, arrays and plain tensors, such as a state_dict()"
+    return CheckpointError(what, where=f"{_dotted(path)} in the state", fix=fix)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path[:_MAX_DEPTH]))
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
