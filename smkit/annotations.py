@@ -5,11 +5,12 @@ This room knows types only; it neither reads nor writes a value.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -33,43 +34,51 @@ def kind_of(member: Any) -> Any:
 def nested_model(annotation: Any) -> type[BaseModel] | None:
     """Return the one pydantic model that an annotation holds (with or without None), if it holds no other type."""
     some = [member for member in members(annotation) if member is not type(None)]
-    is_model = len(some) == 1 and isinstance(some[0], type) and issubclass(some[0], BaseModel)
-    return some[0] if is_model else None
+    return some[0] if len(some) == 1 and _is_a(some[0], BaseModel) else None
+
+
+def classes_with_fields(annotation: Any) -> Iterator[type]:
+    """Yield every model and dataclass that an annotation names, at any depth."""
+    if _is_a(annotation, BaseModel) or (_is_a(annotation, object) and dataclasses.is_dataclass(annotation)):
+        yield annotation
+    for part in get_args(annotation):
+        yield from classes_with_fields(part)
 
 
 def is_sequence(member: Any) -> bool:
     """Whether a type holds several values in a row."""
-    kind = kind_of(member)
-    return isinstance(kind, type) and issubclass(kind, (list, tuple, set, frozenset, Sequence)) and not is_text(member)
+    return _is_a(kind_of(member), list, tuple, set, frozenset, Sequence) and not is_text(member)
 
 
 def is_mapping(member: Any) -> bool:
     """Whether a type holds values under names."""
-    kind = kind_of(member)
-    return isinstance(kind, type) and issubclass(kind, (dict, Mapping, BaseModel))
+    return _is_a(kind_of(member), dict, Mapping, BaseModel)
 
 
 def is_text(member: Any) -> bool:
     """Whether a type is spelled as plain text."""
-    return isinstance(member, type) and issubclass(member, (str, bytes, Path, SecretStr, SecretBytes))
+    return _is_a(member, str, bytes, PurePath, SecretStr, SecretBytes)
 
 
 def choices(member: Any) -> list[Any]:
     """Return the values of a Literal or an Enum, else nothing."""
     if get_origin(member) is Literal:
         return list(get_args(member))
-    if isinstance(member, type) and issubclass(member, enum.Enum):
-        return list(member)
-    return []
+    return list(member) if _is_a(member, enum.Enum) else []
 
 
 def is_secret(annotation: Any) -> bool:
     """Whether any part of an annotation is a pydantic Secret."""
-    if isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)):
+    if _is_a(annotation, SecretStr, SecretBytes):
         return True
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_a(annotation, BaseModel):
         return any(is_secret(field.annotation) for field in annotation.model_fields.values())
     return any(is_secret(part) for part in get_args(annotation))
+
+
+def _is_a(annotation: Any, *bases: type) -> bool:
+    # Python 3.10 calls `list[int]` a type, and `issubclass` refuses it.
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, bases)
 
 
 def takes_text(member: Any) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -61,18 +63,21 @@ def from_argparse(
         job = read_job_values(platform.tree.hyperparameters_file, platform.variables, platform.problems)
     dialect = _Dialect(parser)
     words, preset = dialect.of_job(job, platform.problems)
+    given = sys.argv[1:] if argv is None else argv
+    own = dialect.of_user(without_echo(given, job.values, job.echo), platform.problems)
     if platform.problems:
         error = ConfigurationError.of(
             platform.problems,
             subject="the settings",
-            where=f"the job's hyperparameters, for {program}",
-            fix="correct them where the job is launched, or add the options to the parser",
+            where=f"the sources named above, for {program}",
+            fix="correct them, or add the options to the parser",
         )
         if argv is not None:
             raise error
         sys.exit(report.end(error, program=program, output_dir=output_dir))
-    own = dialect.of_user(without_echo(sys.argv[1:] if argv is None else argv, job.values))
-    return _parse(parser, [*words, *own], argparse.Namespace(**preset), output_dir)
+    # An option of several values would swallow a positional argument that comes after it.
+    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), own))
+    return _parse(parser, [*leading, *words, *own[len(leading) :]], argparse.Namespace(**preset), output_dir)
 
 
 def _parse(
@@ -85,10 +90,15 @@ def _parse(
             return parser.parse_args(words, preset)
     except SystemExit as end:
         if end.code and output_dir is not None:
-            report.write_failure(output_dir, complaint.getvalue())
+            # The complaint itself comes after the usage, which can be longer than what SageMaker shows.
+            usage, error, message = complaint.getvalue().rpartition(f"{parser.prog}: error: ")
+            report.write_failure(output_dir, f"{error}{message}\n{usage}".strip())
         raise
     finally:
         sys.stderr.write(complaint.getvalue())
+
+
+_EXPONENT = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
 
 
 class _Dialect:
@@ -97,10 +107,14 @@ class _Dialect:
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         # argparse has no public list of its options; this attribute is the same from Python 3.10 to 3.14.
         self._actions: dict[str, argparse.Action] = parser._option_string_actions  # noqa: SLF001
-        self._by_name = {text.lstrip("-").replace("-", "_"): action for text, action in self._actions.items()}
+        self._by_name = {
+            text.lstrip(parser.prefix_chars).replace("-", "_"): action
+            for text, action in self._actions.items()
+            if not _is(action, "_HelpAction", "_VersionAction") and not _is_negation(text, action)
+        }
 
     def of_job(self, job: JobValues, problems: list[str]) -> tuple[list[str], dict[str, Any]]:
-        """Return the job's values as words for the parser, and those that are None, which no word can say."""
+        """Return the job's values as words for the parser, and those that no word can say."""
         words: list[str] = []
         preset: dict[str, Any] = {}
         for name, value in job.values.items():
@@ -108,54 +122,111 @@ class _Dialect:
             if action is None:
                 if not is_platform_hyperparameter(name):
                     problems.append(f"{job.label}: the script's parser has no option '--{name}'")
-            elif value is None or (value == "" and action.type in (int, float)):
-                preset[action.dest] = None
-            else:
-                words += _words(action, value, job.texts.get(name))
+                continue
+            try:
+                words += _words(action, value, job.texts.get(name), preset)
+            except (ValueError, RecursionError) as error:
+                problems.append(f"{job.label}: {name} {error}")
         return words, preset
 
-    def of_user(self, argv: Sequence[str]) -> list[str]:
+    def of_user(self, argv: Sequence[str], problems: list[str]) -> list[str]:
         """Return a user's own arguments, `--lr -1e-05` and `--use-gpu False` put as argparse reads them right."""
         words: list[str] = []
-        rest = iter(argv)
-        for word in rest:
+        action: argparse.Action | None = None
+        for position, word in enumerate(argv):
+            if word == "--":
+                return [*words, *argv[position:]]
             name, equals, text = word.partition("=")
-            action = self._actions.get(name)
-            if action is None or action.nargs is not None:
-                words.append(word)
-                continue
-            if not equals:
-                following = next(rest, None)
-                if following is None or following in self._actions:
-                    words += [word] if following is None else [word, following]
-                    continue
-                text = following
-            words.append(_joined(name, _bool_text(text) if action.type is bool else text))
+            is_option = name in self._actions
+            if is_option:
+                action = self._actions[name]
+            try:
+                if is_option and equals:
+                    words.append(f"{name}={_user_text(action, text)}")
+                elif not is_option and words and _is_misread(action, word):
+                    words[-1] += f"={_user_text(action, word)}"
+                else:
+                    words.append(_plain_number(action, word))
+            except ValueError as error:
+                problems.append(f"command line: {name if is_option else words[-1]} {error}")
+            if action is not None and action.nargs in (None, "?") and (equals or not is_option):
+                action = None
         return words
 
 
-def _words(action: argparse.Action, value: Any, text: str | None) -> list[str]:
-    """Return the words that make a parser's action take this value."""
+def _is(action: argparse.Action, *kinds: str) -> bool:
+    # argparse keeps these classes to itself; their names are the same from Python 3.10 to 3.14.
+    return any(kind.__name__ in kinds for kind in type(action).__mro__)
+
+
+def _is_negation(option: str, action: argparse.Action) -> bool:
+    """Whether an option is the `--no-x` that BooleanOptionalAction made of `--x`."""
+    is_made = isinstance(action, argparse.BooleanOptionalAction) and option.startswith("--no-")
+    return is_made and f"--{option[5:]}" in action.option_strings
+
+
+def _is_misread(action: argparse.Action | None, word: str) -> bool:
+    """Whether argparse takes the one value of an option for something else: a number for an option, a text for True."""
+    if action is None or action.nargs not in (None, "?"):
+        return False
+    return _EXPONENT.fullmatch(word) is not None or (action.type is bool and not word.startswith("-"))
+
+
+def _plain_number(action: argparse.Action | None, word: str) -> str:
+    """Return `-0.00001` for -1e-05 among several numbers: argparse takes a word like the second for an option."""
+    is_number = action is not None and action.type in (int, float) and _EXPONENT.fullmatch(word)
+    return f"{Decimal(word):f}" if is_number else word
+
+
+def _user_text(action: argparse.Action | None, text: str) -> str:
+    return _bool_text(text) if action is not None and action.type is bool else text
+
+
+def _words(action: argparse.Action, value: Any, text: str | None, preset: dict[str, Any]) -> list[str]:
+    """Return the words that make a parser's action take a job's value; what no word can say goes into `preset`.
+
+    Raises:
+        ValueError: This action cannot take this value.
+    """
     option = max(action.option_strings, key=len)
-    if isinstance(action, argparse.BooleanOptionalAction):
-        return [next(text for text in action.option_strings if text.startswith("--no-") != _is_true(value))]
+    if value is None or (value == [] and action.nargs != 0) or (_is(action, "_CountAction") and type(value) is int):
+        preset[action.dest] = value
+        return []
     if action.nargs == 0:
-        count = value if type(value) is int else int(_is_true(value))
-        return [option] * count
-    if type(action).__name__ in ("_AppendAction", "_ExtendAction") and isinstance(value, list) and action.nargs is None:
-        return [_joined(option, _text_of(item, None, action)) for item in value]
-    if action.nargs is not None and action.nargs != "?":
-        items = value if isinstance(value, list) else [value]
-        return [option, *(_without_exponent(item, _text_of(item, None, action)) for item in items)]
-    return [_joined(option, _text_of(value, text, action))]
+        return _words_of_flag(action, option, preset, is_on=_is_true(value))
+    if isinstance(value, list) and action.nargs is None and _is(action, "_AppendAction"):
+        return [f"{option}={_text_of(item, None, action)}" for item in value]
+    if isinstance(value, list) and action.nargs not in (None, "?"):
+        return _words_of_list(action, option, value)
+    return [f"{option}={_text_of(value, text, action)}"]
 
 
-def _joined(option: str, text: str) -> str:
-    return f"{option}={text}" if option.startswith("--") else f"{option}{text}"
+def _words_of_flag(action: argparse.Action, option: str, preset: dict[str, Any], *, is_on: bool) -> list[str]:
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [next(text for text in action.option_strings if _is_negation(text, action) != is_on)]
+    if not is_on and _is(action, "_StoreTrueAction"):
+        preset[action.dest] = False
+    return [option] if is_on else []
+
+
+def _words_of_list(action: argparse.Action, option: str, value: list[Any]) -> list[str]:
+    items = [_text_of(item, None, action) for item in value]
+    if len(items) == 1:
+        return [f"{option}={items[0]}"]
+    items = [_plain_number(action, item) for item in items]
+    odd = next((item for item in items if item.startswith("-") and not re.fullmatch(r"-\d*\.?\d+", item)), None)
+    if odd is not None:
+        raise ValueError(f"holds {odd!r}, which argparse takes for an option")
+    return [option, *items]
 
 
 def _is_true(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes", "on")
+    text = str(value).lower()
+    if text in ("true", "1", "yes", "on", "t", "y"):
+        return True
+    if text in ("false", "0", "no", "off", "f", "n", ""):
+        return False
+    raise ValueError(f"must be true or false (got {value!r})")
 
 
 def _bool_text(text: str) -> str:
@@ -168,13 +239,8 @@ def _text_of(value: Any, text: str | None, action: argparse.Action) -> str:
         return _bool_text(str(value))
     if isinstance(value, str):
         return value
-    if action.type in (None, str) and text is not None:
-        return text
+    if action.type in (None, str):
+        return json.dumps(value) if text is None else text
     if isinstance(value, bool):
         return str(int(value)) if action.type in (int, float) else str(value)
     return json.dumps(value)
-
-
-def _without_exponent(value: Any, text: str) -> str:
-    """Return `-0.00001` for -1e-05: argparse takes a word like the second for an option."""
-    return f"{Decimal(text):f}" if isinstance(value, float) and text.startswith("-") and "e" in text else text

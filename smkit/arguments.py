@@ -15,12 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, kind_of, members, nested_model
 from smkit.contract import is_platform_hyperparameter
-from smkit.hyperparameters import Hyperparameters
+from smkit.hyperparameters import Hyperparameters, spellings
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,16 @@ class Arguments:
     asks_for_help: bool = False
 
 
-def options_of(settings: type[BaseModel], prefix: str = "") -> dict[str, Option]:
+def options_of(settings: type[BaseModel], path: str = "", prefixes: Sequence[str] = ("",)) -> dict[str, Option]:
     """Return the options of a settings class by dotted name; a nested model is one option, and each of its fields."""
     options: dict[str, Option] = {}
     for name, info in settings.model_fields.items():
-        path = prefix + name
-        spellings = tuple(prefix + spelling for spelling in _spellings(name, info))
-        options[path] = Option(path, info.annotation, info.description or "", spellings, info)
+        names = tuple(prefix + spelling for prefix in prefixes for spelling in spellings(name, info))
+        options[path + name] = Option(path + name, info.annotation, info.description or "", names, info)
         inner = nested_model(info.annotation)
         if inner is not None:
-            options |= options_of(inner, f"{path}.")
+            options |= options_of(inner, f"{path}{name}.", [f"{spelling}." for spelling in names])
     return options
-
-
-def _spellings(name: str, info: FieldInfo) -> list[str]:
-    aliases: list[Any] = [name, info.alias, info.validation_alias]
-    if isinstance(info.validation_alias, AliasChoices):
-        aliases += info.validation_alias.choices
-    return list(dict.fromkeys(alias for alias in aliases if isinstance(alias, str)))
 
 
 class OptionIndex:
@@ -129,13 +121,18 @@ def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
         position += 0 if has_value else len(words)
         if option is None:
             if not is_platform_hyperparameter(name):
-                arguments.problems.append(index.unknown(name))
+                arguments.problems.append(_unknown(word, name, index))
         elif words or option.is_bool:
             given = arguments.texts.setdefault(option.name, [])
             given[:] = [*given, *words] if option.repeats else words or ["true"]
         else:
             arguments.problems.append(f"{option.flag} needs a value; write {option.flag}=VALUE if it begins with '--'")
     return arguments
+
+
+def _unknown(word: str, name: str, index: OptionIndex) -> str:
+    option = index.find(name)
+    return index.unknown(name) if option is None else f"unknown option '{word}'; write {option.flag}"
 
 
 def _looks_like_option(word: str) -> bool:
@@ -185,24 +182,32 @@ def driver_text(value: Any) -> str:
     return again if isinstance(again, str) else json.dumps(again)
 
 
-def without_echo(argv: Sequence[str], job: Mapping[str, Any]) -> list[str]:
+def without_echo(argv: Sequence[str], job: Mapping[str, Any], echo: Sequence[str] = ()) -> list[str]:
     """Return `argv` without the pairs in which a runtime only repeats a value of the job, often less exactly.
 
-    What remains was put there by somebody: a real override.
+    What remains was put there by somebody: a real override. `echo` is the toolkit's own list of such pairs: `SM_HPS`
+    has its keys sorted, so that the text of a dict in a dict cannot be made again.
     """
+    known = list(zip(echo[::2], echo[1::2], strict=False))
     rest: list[str] = []
     position = 0
     while position < len(argv):
-        word, following = argv[position], argv[position + 1 : position + 2]
+        word, *text = argv[position : position + 2]
         name = word.lstrip("-")
-        if word.startswith("-") and name in job and following:
-            value = job[name]
-            if following[0] in (toolkit_text(value), driver_text(value)):
-                position += 2
-                continue
-        rest.append(word)
-        position += 1
+        is_pair = word.startswith("-") and name in job and bool(text)
+        if is_pair and ((word, text[0]) in known or _repeats(text[0], job[name])):
+            position += 2
+        else:
+            rest.append(word)
+            position += 1
     return rest
+
+
+def _repeats(text: str, value: Any) -> bool:
+    try:
+        return text in (toolkit_text(value), driver_text(value))
+    except RecursionError:
+        return False
 
 
 # --- help -------------------------------------------------------------------------------------------------------------
@@ -212,23 +217,22 @@ _INDENT = 30
 
 def help_text(settings: type[Hyperparameters], context_options: Iterable[Option], program: str, width: int) -> str:
     """Return what `--help` prints: the user's own settings first, each with type, default and bounds."""
-    own: list[Option] = []
-    common: list[Option] = []
+    own: list[str] = []
+    common: list[str] = []
     declared = set(settings.model_fields) - set(Hyperparameters.model_fields)
     for parent in settings.__mro__[: settings.__mro__.index(Hyperparameters)]:
         declared |= set(inspect.get_annotations(parent))
-    for option in options_of(settings).values():
-        (own if option.name.split(".")[0] in declared else common).append(option)
+    defaults = _default_texts(settings)
+    for name, option in options_of(settings).items():
+        (own if name.split(".")[0] in declared else common).append(_help_of(option, defaults[name], width))
     about = textwrap.dedent(settings.__doc__ or "").strip() if settings.__doc__ != Hyperparameters.__doc__ else ""
     sections = [
         ("Hyperparameters of this script", own),
         ("Hyperparameters of every run", common),
-        ("Places", list(context_options)),
+        ("Places", [_help_of(option, "", width) for option in context_options]),
     ]
     parts = [f"usage: python {program} [--NAME VALUE ...]", *([about] if about else [])]
-    for title, options in sections:
-        if options:
-            parts.append("\n".join([f"{title}:", *(_help_of(option, width) for option in options)]))
+    parts += ["\n".join([f"{title}:", *lines]) for title, lines in sections if lines]
     parts.append(
         "A list is written --name 1 2 3, a flag --name or --no-name; '_' and '-' are the same in a name.\n"
         "Order of precedence: command line, then the job's hyperparameters, then --config, then the defaults."
@@ -236,17 +240,49 @@ def help_text(settings: type[Hyperparameters], context_options: Iterable[Option]
     return "\n\n".join(parts) + "\n"
 
 
-def _help_of(option: Option, width: int) -> str:
+def _help_of(option: Option, default: str, width: int) -> str:
     left = f"  {option.flag} {option.metavar or type_text(option.annotation)}"
-    text = " ".join(filter(None, [option.description, _bounds(option.field), _default(option)]))
+    text = " ".join(filter(None, [option.description, _bounds(option.field), default]))
     wrapped = textwrap.wrap(text, max(width - _INDENT, 30)) or [""]
-    first = [left.ljust(_INDENT) + wrapped.pop(0)] if len(left) < _INDENT else [left]
+    first = [left.ljust(_INDENT) + wrapped.pop(0)] if len(left) < _INDENT - 1 else [left]
     return "\n".join([*first, *(" " * _INDENT + line for line in wrapped)]).rstrip()
+
+
+def _default_texts(model: type[BaseModel], base: BaseModel | None = None, path: str = "") -> dict[str, str]:
+    """Return what help says of each option's default; the fields of a nested model have theirs from its `base`."""
+    texts: dict[str, str] = {}
+    for name, info in model.model_fields.items():
+        value = default_of(info) if base is None else getattr(base, name)
+        inner = nested_model(info.annotation)
+        if inner is not None:
+            texts |= _default_texts(inner, value if isinstance(value, BaseModel) else None, f"{path}{name}.")
+        if base is None and info.is_required():
+            texts[path + name] = "(required)"
+        elif is_secret(info.annotation):
+            texts[path + name] = "" if value is None else "(default: hidden)"
+        else:
+            texts[path + name] = "" if isinstance(value, BaseModel) else f"(default: {_shown(value)})"
+    return texts
+
+
+def default_of(info: FieldInfo) -> Any:
+    """Return a field's default; None where it has none, or none without the other fields."""
+    if info.is_required() or info.default_factory_takes_validated_data:
+        return None
+    return info.get_default(call_default_factory=True)
+
+
+def _shown(value: Any) -> str:
+    plain = getattr(value, "value", value)
+    if plain is None or isinstance(plain, bool):
+        return "none" if plain is None else str(plain).lower()
+    return str(plain) or "''"
 
 
 def type_text(annotation: Any) -> str:
     """Return how a value of this type is asked for: `INT`, `{sgd,adam}`, `FLOAT ...`, `INT|none`."""
     names = {int: "INT", float: "FLOAT", str: "TEXT", bool: "[BOOL]", type(None): "none", Any: "VALUE"}
+    names |= {SecretStr: "SECRET", SecretBytes: "SECRET"}
     parts: list[str] = []
     for member in members(annotation):
         options = choices(member)
@@ -273,17 +309,3 @@ def _bounds(info: FieldInfo | None) -> str:
         if getattr(bound, name, None) is not None
     ]
     return f"[{', '.join(found)}]" if found else ""
-
-
-def _default(option: Option) -> str:
-    if option.field is None:
-        return ""
-    if option.field.is_required():
-        return "(required)"
-    value = option.field.get_default(call_default_factory=True, validated_data={})
-    if is_secret(option.annotation):
-        return "(default: hidden)" if value is not None else ""
-    if isinstance(value, BaseModel):
-        return ""
-    shown = getattr(value, "value", value)
-    return f"(default: {'none' if shown is None else shown})"

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
@@ -23,7 +23,16 @@ from smkit.errors import ConfigurationError, DataError
 from smkit.facts import Channel, Platform, PlatformFacts, Texts
 from smkit.hyperparameters import Hyperparameters, freeze
 from smkit.settings import resolve
-from smkit.sources import JobValues, Layer, argument_layer, code_layer, config_layer, job_layer, read_job_values
+from smkit.sources import (
+    JobValues,
+    Layer,
+    Options,
+    argument_layer,
+    code_layer,
+    config_layer,
+    job_layer,
+    read_job_values,
+)
 
 HP = TypeVar("HP", bound=Hyperparameters, default=Hyperparameters)
 H = TypeVar("H", bound=Hyperparameters)
@@ -94,16 +103,14 @@ class TrainingContext(PlatformFacts, Generic[HP]):
         words = sys.argv[1:] if argv is None else argv
         try:
             values, hp, origins = _read(platform, settings, words, overrides or {})
+            if not platform.is_sagemaker:
+                _make_folders(values["model_dir"], values["output_data_dir"])
         except ConfigurationError as error:
             if argv is not None:
                 raise
             output_dir = platform.tree.output_dir if platform.is_sagemaker else None
             sys.exit(report.end(error, program=program, output_dir=output_dir))
-        context: TrainingContext[H] = TrainingContext[settings](hp=hp, origins=origins, **values)  # type: ignore[valid-type]
-        if not context.is_sagemaker:
-            context.model_dir.mkdir(parents=True, exist_ok=True)
-            context.output_data_dir.mkdir(parents=True, exist_ok=True)
-        return context
+        return TrainingContext[settings](hp=hp, origins=origins, **values)  # type: ignore[valid-type]
 
     def channel(self, name: str) -> Channel:
         """Return the channel of this name.
@@ -119,15 +126,19 @@ class TrainingContext(PlatformFacts, Generic[HP]):
         found = next((channel for channel in self.channels if channel.name == name), None)
         if found is None:
             names = [channel.name for channel in self.channels]
-            there = f"there are: {', '.join(names)}" if names else "there is none"
+            there = f"there are: {', '.join(names)}" if names else "this run has no channels"
             near = difflib.get_close_matches(name, names, 1, 0.6)
             hint = f"; is it '{near[0]}'?" if near else ""
             raise DataError(f"there is no channel '{name}'; {there}{hint}", where="the channels of this run", fix=fix)
         if found.input_mode == "Pipe":
             return found
-        if not found.path.exists():
-            raise DataError(f"{found.path} does not exist", where=f"channel '{name}'", fix=fix)
-        if found.path.is_dir() and not any(found.path.iterdir()):
+        try:
+            found.path.stat()
+            is_empty = found.path.is_dir() and not any(found.path.iterdir())
+        except (OSError, ValueError) as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+            raise DataError(f"{found.path} {reason}", where=f"channel '{name}'", fix=fix) from error
+        if is_empty:
             raise DataError(f"{found.path} is empty", where=f"channel '{name}'", fix=f"put data there, or {fix}")
         return found
 
@@ -137,12 +148,13 @@ class TrainingContext(PlatformFacts, Generic[HP]):
 
     def settings_document(self) -> dict[str, Any]:
         """Return the resolved settings as JSON values, secrets left out: `--config` reads the saved document back."""
-        secrets = {name for name, field in type(self.hp).model_fields.items() if is_secret(field.annotation)}
-        return {
-            "hyperparameters": self.hp.model_dump(mode="json", exclude=secrets),
-            "origins": {name: origin for name, origin in self.origins.items() if name.split(".")[0] not in secrets},
-            "job_name": self.job_name,
-        }
+        values = self.hp.model_dump(mode="json", by_alias=False, round_trip=True)
+        origins = dict(self.origins)
+        for name, option in options_of(type(self.hp)).items():
+            if name in origins and is_secret(option.annotation):
+                _forget(values, name)
+                del origins[name]
+        return {"hyperparameters": values, "origins": origins, "job_name": self.job_name}
 
     def save_settings(self, directory: Path) -> Path:
         """Write `settings_document` to `settings.json` in `directory` and return the file."""
@@ -150,22 +162,57 @@ class TrainingContext(PlatformFacts, Generic[HP]):
         file.write_text(json.dumps(self.settings_document(), indent=2) + "\n", encoding="utf-8")
         return file
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle finds no class `TrainingContext[Settings]` by name.
+        return (_rebuild, (type(self.hp), dict(self.__dict__)))
+
+
+def _rebuild(settings: type[H], values: dict[str, Any]) -> TrainingContext[H]:
+    return TrainingContext[settings](**values)  # type: ignore[valid-type]
+
+
+def _forget(values: dict[str, Any], name: str) -> None:
+    """Remove the value of a dotted name from nested dicts."""
+    parent, _, rest = name.partition(".")
+    if not rest:
+        values.pop(parent, None)
+    elif isinstance(values.get(parent), dict):
+        _forget(values[parent], rest)
+
+
+def _make_folders(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"the folder {folder} cannot be made: {getattr(error, 'strerror', None) or error}",
+                where="the folders of this run",
+                fix="choose others with --run-dir, --model-dir or --output-data-dir",
+            ) from error
+
 
 def _read(
     platform: Platform, settings: type[H], argv: Sequence[str], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], H, Mapping[str, str]]:
     """Return the context's own values, the settings and their origins; every problem of every source in one error."""
     problems = platform.problems
-    job = read_job_values(platform.tree.hyperparameters_file, platform.variables, problems)
-    words = without_echo(argv, job.values) if platform.is_sagemaker else argv
-    given = parse(words, [*options_of(settings).values(), *CONTEXT_OPTIONS])
-    if given.asks_for_help:
-        width = shutil.get_terminal_size((100, 24)).columns
-        sys.stdout.write(help_text(settings, CONTEXT_OPTIONS, platform.program, width))
-        sys.exit(0)
-    problems += [f"command line: {problem}" for problem in given.problems]
-    resolved = resolve(settings, _layers(settings, given.texts, job, overrides, problems))
-    values = platform.read(given.texts)
+    try:
+        job = read_job_values(platform.tree.hyperparameters_file, platform.variables, problems)
+        words = without_echo(argv, job.values, job.echo) if platform.is_sagemaker else argv
+        options = options_of(settings)
+        given = parse(words, [*options.values(), *CONTEXT_OPTIONS])
+        if given.asks_for_help:
+            _print_help(settings, platform.program)
+        problems += [f"command line: {problem}" for problem in given.problems]
+        resolved = resolve(settings, options, _layers(options, given.texts, job, overrides, problems))
+        values = platform.read(given.texts)
+    except RecursionError as error:
+        raise ConfigurationError(
+            "a value is nested too deeply",
+            where=f"the settings of {platform.program}",
+            fix="send a flatter value, or put it into a file in a channel",
+        ) from error
     if problems or resolved.settings is None:
         raise ConfigurationError.of(
             [*problems, *resolved.problems],
@@ -176,16 +223,22 @@ def _read(
     return values, resolved.settings, freeze(dict(resolved.origins))
 
 
+def _print_help(settings: type[Hyperparameters], program: str) -> NoReturn:
+    width = shutil.get_terminal_size((100, 24)).columns
+    sys.stdout.write(help_text(settings, CONTEXT_OPTIONS, program, width))
+    sys.exit(0)
+
+
 def _layers(
-    settings: type[H], texts: Texts, job: JobValues, overrides: Mapping[str, Any], problems: list[str]
+    options: Options, texts: Texts, job: JobValues, overrides: Mapping[str, Any], problems: list[str]
 ) -> list[Layer]:
     """Return all sources, lowest first. A job can name its config file by a hyperparameter `config`."""
     values = dict(job.values)
     files = [] if "config" not in values else [str(values.pop("config"))]
     files += texts.get("config", [])
     return [
-        *(config_layer(Path(file), settings, problems) for file in files),
-        job_layer(JobValues(job.label, values, job.texts), settings, problems),
-        argument_layer(texts, settings, problems),
-        code_layer(overrides, settings, problems),
+        *(config_layer(Path(file), options, problems) for file in files),
+        job_layer(JobValues(job.label, values, job.texts), options, problems),
+        argument_layer(texts, options, problems),
+        code_layer(overrides, options, problems),
     ]

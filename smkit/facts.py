@@ -7,6 +7,8 @@ knows no hyperparameters.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +22,12 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from smkit import contract
 from smkit.contract import JobTree
-from smkit.sources import parse_json, read_json_object
+from smkit.sources import is_file, parse_json, printable, read_json_object
 
 Texts = Mapping[str, Sequence[str]]
 """The words of the command line by option."""
+
+_PLACES = ("run_dir", "model_dir", "output_data_dir", "checkpoint_dir")
 
 
 class Channel(BaseModel):
@@ -101,7 +105,7 @@ class Platform:
     def is_sagemaker(self) -> bool:
         """Whether a runtime of SageMaker started this process, or it runs bare in a job's container."""
         started = self.variables.get("SM_TRAINING_ENV") or self.variables.get("SM_HPS")
-        return bool(started) or self.tree.hyperparameters_file.is_file()
+        return bool(started) or is_file(self.tree.hyperparameters_file)
 
     @cached_property
     def _resources(self) -> dict[str, Any]:
@@ -112,10 +116,13 @@ class Platform:
         return self._object(self.tree.input_data_config_file)
 
     def _object(self, file: Path) -> dict[str, Any]:
-        return read_json_object(file, self.problems) if file.is_file() else {}
+        return read_json_object(file, self.problems) if is_file(file) else {}
 
     def read(self, texts: Texts) -> dict[str, Any]:
         """Return the values of the context's own fields, by name."""
+        for name, words in texts.items():
+            if name in _PLACES and words[-1] == "":
+                self.problems.append(f"command line: --{name.replace('_', '-')} is empty; name a folder")
         run_dir = self._run_dir(texts)
         job_name = next(filter(None, map(self.variables.get, contract.JOB_NAME_VARIABLES)), None)
         return {
@@ -123,7 +130,7 @@ class Platform:
             **self._processes(),
             "channels": self._channels(texts),
             "checkpoint_dir": self._checkpoint_dir(texts, run_dir),
-            "job_name": job_name,
+            "job_name": None if job_name is None else printable(job_name),
             "is_sagemaker": self.is_sagemaker,
         }
 
@@ -132,7 +139,9 @@ class Platform:
         names = set(PlatformFacts.model_fields)
         facts: dict[str, Any] = _folders(JobTree(run_dir) if run_dir else self.tree)
         facts |= {name: value for name, value in self._resources.items() if name in names}
-        facts |= _Variables(self.variables, self.problems)()
+        facts |= {
+            name: value for name, value in _Variables(self.variables, self.problems)().items() if value is not None
+        }
         if "run_dir" in texts and run_dir:
             facts |= _folders(JobTree(run_dir))
         facts |= {name: texts[name][-1] for name in ("model_dir", "output_data_dir") if name in texts}
@@ -141,9 +150,10 @@ class Platform:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 name = str(detail["loc"][0])
-                source = f"SM_{name.upper()}"
-                source = source if self.variables.get(source) else self.tree.resource_config_file.name
-                self.problems.append(f"{source}: {name} {_wish(detail['msg'])} (got {facts.get(name)!r})")
+                variable = f"SM_{name.upper()}"
+                in_file = f"{self.tree.resource_config_file.name}: {name}"
+                source = variable if self.variables.get(variable) else in_file
+                self.problems.append(f"{source} {_wish(detail['msg'])} (got {facts.get(name)!r})")
             return {}
         return {name: getattr(checked, name) for name in names}
 
@@ -155,7 +165,8 @@ class Platform:
             return None
         if self.variables.get("WORLD_SIZE", "1") != "1":
             self.problems.append("command line: several processes share one run; give them one --run-dir")
-        return Path("runs") / f"{Path(self.program).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Two runs that start in the same second must not share a folder: the second would go on from the first.
+        return Path("runs") / f"{Path(self.program).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
     def _checkpoint_dir(self, texts: Texts, run_dir: Path | None) -> Path:
         if "checkpoint_dir" in texts:
@@ -173,12 +184,13 @@ class Platform:
         numbers: dict[str, int] = {}
         for name in names:
             text = self.variables.get(name, "")
-            if text.isdecimal() and text.isascii():
+            if re.fullmatch("[0-9]{1,9}", text):
                 numbers[name.lower()] = int(text)
             else:
                 self.problems.append(f"{name}: must be a whole number, as torchrun sets it (got {text!r})")
-        if numbers.get("rank", 0) >= numbers.get("world_size", numbers.get("rank", 0) + 1):
-            self.problems.append(f"RANK: {numbers['rank']} is not below WORLD_SIZE, {numbers['world_size']}")
+        for rank, size in (("rank", "world_size"), ("local_rank", "local_world_size")):
+            if rank in numbers and size in numbers and numbers[rank] >= numbers[size]:
+                self.problems.append(f"{rank.upper()}: {numbers[rank]} is not below {size.upper()}, {numbers[size]}")
         return numbers
 
     def _channels(self, texts: Texts) -> tuple[Channel, ...]:
@@ -188,7 +200,7 @@ class Platform:
             name, _, path = word.partition("=")
             if not path or not contract.CHANNEL_NAME.fullmatch(name):
                 self.problems.append(f"command line: --channel {word!r} must be NAME=PATH, like train=data/train")
-            elif not Path(path).exists():
+            elif not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that no file can have
                 self.problems.append(f"command line: --channel {name}: {path} does not exist")
             else:
                 channels[name] = Channel(name=name, path=Path(path))
@@ -240,4 +252,5 @@ def _folders(tree: JobTree) -> dict[str, Any]:
 
 
 def _wish(message: str) -> str:
-    return message.split(", unable", maxsplit=1)[0].replace("Input should be", "must be")
+    wish = message.split(", unable", maxsplit=1)[0].replace("Input should be", "must be")
+    return wish.replace("a valid integer", "a whole number").replace("a valid tuple", "a list")

@@ -9,10 +9,11 @@ import inspect
 import typing
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-from smkit.annotations import nested_model
+from smkit.annotations import classes_with_fields
 from smkit.errors import ConfigurationError
 
 RESERVED_NAMES = frozenset({"help", "config", "channel", "run_dir", "model_dir", "output_data_dir", "checkpoint_dir"})
@@ -65,12 +66,6 @@ class Hyperparameters(BaseModel):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in inspect.get_annotations(cls):
-            if name in RESERVED_NAMES:
-                raise ConfigurationError(
-                    f"the hyperparameter '{name}' has the name of an option that every script has",
-                    where=f"class {cls.__qualname__}",
-                    fix=f"drop it and read the context's '{name}', or choose another name",
-                )
             if not name.startswith("_") and hasattr(BaseModel, name):
                 raise ConfigurationError(
                     f"a hyperparameter cannot be called '{name}': pydantic's BaseModel has an attribute of that name",
@@ -81,10 +76,16 @@ class Hyperparameters(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         super().__pydantic_init_subclass__(**options)
+        where = f"class {cls.__qualname__}"
+        if not _is_strict(cls):
+            raise ConfigurationError(
+                "the settings of a run are frozen and take no unknown names",
+                where=where,
+                fix="drop 'frozen' and 'extra' from the class's configuration",
+            )
+        _check_spellings(cls, where)
         for name, field in cls.model_fields.items():
-            model = nested_model(field.annotation)
-            if model is not None:
-                _require_frozen(model, f"class {cls.__qualname__}, hyperparameter '{name}'")
+            _check_parts(field.annotation, f"{where}, hyperparameter {name}", above=())
 
     @model_validator(mode="after")
     def _freeze(self) -> Self:
@@ -93,23 +94,55 @@ class Hyperparameters(BaseModel):
         return self
 
 
-def _require_frozen(model: type[BaseModel], where: str) -> None:
-    if issubclass(model, Hyperparameters):
-        raise ConfigurationError(
-            f"{model.__name__} brings the settings of a whole run ('epochs', 'batch_size', ...) into a part of them",
-            where=where,
-            fix=f'write `class {model.__name__}(pydantic.BaseModel, frozen=True, extra="forbid")`',
-        )
-    if not model.model_config.get("frozen") or model.model_config.get("extra") != "forbid":
-        raise ConfigurationError(
-            f"{model.__name__} can be changed after it is read, or swallows misspelt names",
-            where=where,
-            fix=f'write `class {model.__name__}(pydantic.BaseModel, frozen=True, extra="forbid")`',
-        )
-    for name, field in model.model_fields.items():
-        inner = nested_model(field.annotation)
-        if inner is not None:
-            _require_frozen(inner, f"{where}.{name}")
+def spellings(name: str, field: FieldInfo) -> list[str]:
+    """Return every name that a field can be given by: its own, its alias, the texts among its validation aliases."""
+    given: list[Any] = [name, field.alias, field.validation_alias]
+    if isinstance(field.validation_alias, AliasChoices):
+        given += field.validation_alias.choices
+    return list(dict.fromkeys(spelling for spelling in given if isinstance(spelling, str)))
+
+
+def _check_spellings(settings: type[Hyperparameters], where: str) -> None:
+    """Refuse two fields with one option, and a field with the option of something else."""
+    owners: dict[str, str] = {}
+    for name, field in settings.model_fields.items():
+        for option in {spelling.replace("-", "_") for spelling in spellings(name, field)}:
+            if option in RESERVED_NAMES:
+                raise ConfigurationError(
+                    f"the hyperparameter '{name}' has the name of an option that every script has: '{option}'",
+                    where=where,
+                    fix="choose another name; folders and channels are read from the context",
+                )
+            if owners.setdefault(option, name) != name:
+                raise ConfigurationError(
+                    f"the hyperparameters '{owners[option]}' and '{name}' share the option '{option}'",
+                    where=where,
+                    fix="give one of them another name or alias",
+                )
+
+
+def _is_strict(model: type[BaseModel]) -> bool:
+    return bool(model.model_config.get("frozen")) and model.model_config.get("extra") == "forbid"
+
+
+def _check_parts(annotation: Any, where: str, above: tuple[type, ...]) -> None:
+    """Refuse classes in an annotation that could change after they are read, or would swallow a misspelt name."""
+    for part in classes_with_fields(annotation):
+        name = part.__name__
+        fix = f'write `class {name}(pydantic.BaseModel, frozen=True, extra="forbid")`'
+        if part in above:
+            problem, fix = f"{name} holds itself, and its options have no end", "write one class for each level"
+        elif issubclass(part, Hyperparameters):
+            problem = f"{name} brings the settings of a whole run ('epochs', 'batch_size', ...) into a part of them"
+        elif not issubclass(part, BaseModel):
+            problem = f"{name} is a dataclass, which can change after it is read"
+        elif not _is_strict(part):
+            problem = f"{name} can be changed after it is read, or swallows misspelt names"
+        else:
+            for inner, field in part.model_fields.items():
+                _check_parts(field.annotation, f"{where}.{inner}", (*above, part))
+            continue
+        raise ConfigurationError(problem, where=where, fix=fix)
 
 
 # --- freezing ---------------------------------------------------------------------------------------------------------

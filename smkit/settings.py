@@ -7,6 +7,7 @@ the value. This room knows nothing of files, channels or hosts.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, cast
@@ -16,9 +17,9 @@ from pydantic.fields import FieldInfo
 from typing_extensions import TypeVar
 
 from smkit.annotations import choices, is_secret, members, nested_model
-from smkit.arguments import Option, OptionIndex, options_of, type_text
+from smkit.arguments import Option, OptionIndex, default_of, type_text
 from smkit.hyperparameters import Hyperparameters
-from smkit.sources import Layer
+from smkit.sources import Layer, Options
 
 H = TypeVar("H", bound=Hyperparameters)
 
@@ -32,16 +33,18 @@ class Resolved(Generic[H]):
     problems: Sequence[str]
 
 
-def resolve(settings: type[H], layers: Iterable[Layer]) -> Resolved[H]:
-    """Lay `layers` over the defaults, lowest first, and check the outcome."""
+def resolve(settings: type[H], options: Options, layers: Iterable[Layer]) -> Resolved[H]:
+    """Lay `layers` over the defaults of `settings`, whose options these are, lowest first, and check the outcome."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
         for name, value in layer.values.items():
-            for other in [other for other in values if other.startswith(f"{name}.") or name.startswith(f"{other}.")]:
+            inner = [other for other in values if other.startswith(f"{name}.")]
+            if value == {} and inner:
+                continue
+            for other in [*inner, *(other for other in values if name.startswith(f"{other}."))]:
                 del values[other], origins[other]
             values[name], origins[name] = value, layer.label
-    options = options_of(settings)
     try:
         resolved = settings.model_validate(_tree(settings, values))
     except ValidationError as error:
@@ -56,19 +59,21 @@ def _origin(name: str, origins: Mapping[str, str]) -> str:
     return next((origins[path] for path in paths if path in origins), "default")
 
 
-def _tree(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `values` as nested dicts by the names that pydantic reads, defaults of half-given models filled in."""
+def _tree(
+    model: type[BaseModel], values: Mapping[str, Any], base: BaseModel | None = None, prefix: str = ""
+) -> dict[str, Any]:
+    """Return `values` as nested dicts by the names that pydantic reads; what they leave open is taken from `base`."""
     tree: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        path = prefix + name
-        if path in values:
-            tree[_input_name(name, info)] = values[path]
-            continue
+        path, key = prefix + name, _input_name(name, info)
         inner = nested_model(info.annotation)
-        if inner is not None and any(other.startswith(f"{path}.") for other in values):
-            default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
-            base = {_input_name(key, inner.model_fields[key]): item for key, item in default} if default else {}
-            tree[_input_name(name, info)] = base | _tree(inner, values, f"{path}.")
+        if inner is not None and (values.get(path) == {} or any(other.startswith(f"{path}.") for other in values)):
+            default = default_of(info) if base is None else getattr(base, name)
+            tree[key] = _tree(inner, values, inner.model_validate(default) if default else None, f"{path}.")
+        elif path in values:
+            tree[key] = values[path]
+        elif base is not None:
+            tree[key] = getattr(base, name)
     return tree
 
 
@@ -77,28 +82,41 @@ def _input_name(name: str, info: FieldInfo) -> str:
 
 
 def _explain(
-    error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str], options: Mapping[str, Option]
+    error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str], options: Options
 ) -> list[str]:
-    """Return pydantic's complaints in the words of the user: source, name, what is wanted, what was given."""
-    problems: list[str] = []
+    """Return pydantic's complaints in the words of the user; those about one value of a union in one sentence."""
     index = OptionIndex(options.values())
+    complaints: dict[tuple[str, str], list[str]] = {}
     for detail in error.errors(include_url=False, include_input=False):
-        location = [str(part) for part in detail["loc"]]
-        found = ((end, index.find(".".join(location[:end]))) for end in range(len(location), 0, -1))
-        depth, option = next(((end, option) for end, option in found if option is not None), (0, None))
-        if option is None:
-            problems.append(detail["msg"].removeprefix("Value error, "))
-            continue
-        wish = _wish(cast("dict[str, Any]", detail), option)
-        item, given = _given(detail["loc"][depth:], values.get(option.name))
-        if detail["type"] == "missing":
-            problems.append(f"{option.name} is required; give {option.flag} {type_text(option.annotation)}")
-        else:
-            shown = "" if is_secret(option.annotation) or option.name not in values else f" (got {_short(given)})"
-            problem = f"{_origin(option.name, origins)}: {option.name}{item} {wish}{shown}{_nearest(given, option)}"
-            if problem not in problems:
-                problems.append(problem)
-    return problems
+        subject, wish, given = _complaint(cast("dict[str, Any]", detail), values, origins, index)
+        wishes = complaints.setdefault((subject, given), [])
+        if wish not in wishes:
+            wishes.append(wish)
+    return [subject + _either(wishes) + given for (subject, given), wishes in complaints.items()]
+
+
+def _complaint(
+    detail: Mapping[str, Any], values: Mapping[str, Any], origins: Mapping[str, str], index: OptionIndex
+) -> tuple[str, str, str]:
+    """Return source and name, what is wanted, what was given."""
+    location: Sequence[int | str] = detail["loc"]
+    ends = range(len(location), 0, -1)
+    found = ((end, index.find(".".join(map(str, location[:end])))) for end in ends)
+    depth, option = next(((end, option) for end, option in found if option is not None), (0, None))
+    if option is None:
+        return detail["msg"].removeprefix("Value error, "), "", ""
+    if detail["type"] == "missing" and depth == len(location):
+        return f"{option.name} is required; give {option.flag} {type_text(option.annotation)}", "", ""
+    place, value = _given(location[depth:], values.get(option.name))
+    is_shown = option.name in values and not is_secret(option.annotation)
+    given = (f" (got {_short(value)})" if is_shown else "") + _nearest(value, option)
+    return f"{_source(option.name, origins)}: {option.name}{place}", _wish(detail, option), given
+
+
+def _source(name: str, origins: Mapping[str, str]) -> str:
+    """Return where a value came from; of a nested model, where its parts did."""
+    parts = [origin for other, origin in origins.items() if other.startswith(f"{name}.")]
+    return " and ".join(dict.fromkeys(parts)) or _origin(name, origins)
 
 
 def _given(inner: Sequence[int | str], value: Any) -> tuple[str, Any]:
@@ -113,13 +131,36 @@ def _given(inner: Sequence[int | str], value: Any) -> tuple[str, Any]:
     return place, value
 
 
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "model": "an object, like '{\"a\": 1}' or a=1",
+    "dict": "an object, like '{\"a\": 1}' or a=1",
+}
+
+
 def _wish(detail: Mapping[str, Any], option: Option) -> str:
     kind: str = detail["type"]
-    if kind.startswith(("int_", "bool_", "float_")) and "|" not in type_text(option.annotation):
-        names = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-        return f"must be {names[kind.partition('_')[0]]}"
-    message: str = detail["msg"].split(", unable to")[0]
-    return message.replace("Input should be", "must be").replace("Value error, ", "").replace("Input", "value")
+    wanted = _TYPES.get(kind.partition("_")[0])
+    if wanted is not None:
+        return f" must be {wanted}" + (" or none" if type(None) in members(option.annotation) else "")
+    if kind == "missing":
+        return f" lacks '{detail['loc'][-1]}'"
+    if kind == "extra_forbidden":
+        return " is an unknown name"
+    message: str = detail["msg"]
+    if kind == "value_error":
+        return ": " + message.removeprefix("Value error, ")
+    wish = re.sub(r"^\w+ should", "must", message.split(", unable to", maxsplit=1)[0])
+    wish = wish.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return " " + wish.replace(" after validation", "")
+
+
+def _either(wishes: Sequence[str]) -> str:
+    """Join what the members of a union want: ` must be a whole number or 'auto'`."""
+    first, *others = wishes
+    return " or ".join([first, *(wish.removeprefix(" must be ").strip() for wish in others)])
 
 
 def _short(value: Any) -> str:

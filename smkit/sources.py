@@ -7,8 +7,9 @@ decided in `settings`.
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import yaml
 
 from smkit.annotations import is_mapping, members, nested_model
-from smkit.arguments import Option, OptionIndex, options_of
+from smkit.arguments import Option, OptionIndex
 from smkit.contract import is_platform_hyperparameter
-from smkit.hyperparameters import Hyperparameters
 from smkit.wire import decode, decode_all, decode_job_value
+
+Options = Mapping[str, Option]
+"""The options of a settings class, by dotted name."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,19 @@ class JobValues:
     label: str
     values: Mapping[str, Any] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
+    echo: Sequence[str] = ()
+    """the command line that the toolkit made of the values, where it says so"""
 
 
 def read_job_values(file: Path, variables: Mapping[str, str], problems: list[str]) -> JobValues:
     """Read a job's hyperparameters: hyperparameters.json, which has their exact texts, else `SM_HPS`."""
-    if file.is_file():
+    echo = parse_json(variables.get("SM_USER_ARGS") or "[]", "SM_USER_ARGS", list, []) or []
+    if is_file(file):
         content = read_json_object(file, problems)
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in content.items()}
-        return JobValues(file.name, {name: _loads_or_text(text) for name, text in texts.items()}, texts)
-    if not variables.get("SM_HPS"):
-        return JobValues("SM_HPS")
-    return JobValues("SM_HPS", parse_json(variables["SM_HPS"], "SM_HPS", dict, problems) or {})
+        return JobValues(file.name, {name: _loads_or_text(text) for name, text in texts.items()}, texts, echo)
+    values = parse_json(variables.get("SM_HPS") or "{}", "SM_HPS", dict, problems) or {}
+    return JobValues("SM_HPS", values, echo=echo)
 
 
 def _loads_or_text(text: str) -> Any:
@@ -55,6 +60,16 @@ def _loads_or_text(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; what cannot be the name of a file is not."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name that is too long
+
+
+def printable(text: str) -> str:
+    """Return `text` with what is no UTF-8 in it (a file name, a variable) as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -69,43 +84,52 @@ def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
 
 def parse_json(text: str, source: str, kind: type[Any], problems: list[str]) -> Any:
     """Return the value of a JSON text; None, and a problem, if it is no JSON or not of the kind wanted."""
-    wanted = "an object" if kind is dict else "a list"
     try:
         value = json.loads(text)
     except RecursionError:
         problems.append(f"{source}: is nested too deeply")
-        return None
     except ValueError as error:
-        problems.append(f"{source}: is not JSON: {error} (it begins {text[:40]!r})")
-        return None
-    if not isinstance(value, kind):
-        problems.append(f"{source}: should be {wanted} and is {text[:40]!r}")
-        return None
-    return value
+        # Only a list is shown: hyperparameters may hold a secret.
+        begin = f" (it begins {text[:20]!r})" if kind is list else ""
+        problems.append(f"{source}: is not JSON: {error}{begin}")
+    else:
+        if isinstance(value, kind):
+            return value
+        wanted = "an object" if kind is dict else "a list"
+        problems.append(f"{source}: should be {wanted}, and is a {type(value).__name__}")
+    return None
 
 
-def job_layer(job: JobValues, settings: type[Hyperparameters], problems: list[str]) -> Layer:
-    """Return what the job's hyperparameters mean for the fields of a settings class."""
-    options = options_of(settings)
+def _recognised(
+    values: Mapping[str, Any], options: Options, label: str, problems: list[str]
+) -> Iterator[tuple[Option, str, Any]]:
+    """Yield option, given name and value of what there is an option for; the rest is a problem, or the platform's."""
     index = OptionIndex(options.values())
-    values: dict[str, Any] = {}
-    for name, value in job.values.items():
+    names: dict[str, str] = {}
+    for name, value in values.items():
         option = index.find(name)
         if option is None:
             if not is_platform_hyperparameter(name):
-                problems.append(f"{job.label}: {index.unknown(name)}")
-            continue
-        if option.name in values:
-            problems.append(f"{job.label}: '{name}' is given twice, in two spellings")
-        with_text = job.texts.get(name)
-        _note(values, option, job.label, problems, _reader(decode_job_value, value, with_text, option.annotation))
+                problems.append(f"{label}: {index.unknown(name)}")
+        elif option.name in names:
+            problems.append(f"{label}: '{names[option.name]}' and '{name}' are the same hyperparameter; give one")
+        else:
+            names[option.name] = name
+            yield option, name, value
+
+
+def job_layer(job: JobValues, options: Options, problems: list[str]) -> Layer:
+    """Return what the job's hyperparameters mean for these options."""
+    values: dict[str, Any] = {}
+    for option, name, value in _recognised(job.values, options, job.label, problems):
+        reader = _reader(decode_job_value, value, job.texts.get(name), option.annotation)
+        _note(values, option, job.label, problems, reader)
     return Layer(job.label, _by_leaf(values, options, job.label, problems))
 
 
-def argument_layer(texts: Mapping[str, Sequence[str]], settings: type[Hyperparameters], problems: list[str]) -> Layer:
-    """Return what the words of the command line mean for the fields of a settings class."""
+def argument_layer(texts: Mapping[str, Sequence[str]], options: Options, problems: list[str]) -> Layer:
+    """Return what the words of the command line mean for these options."""
     label = "command line"
-    options = options_of(settings)
     values: dict[str, Any] = {}
     for name, words in texts.items():
         option = options.get(name)
@@ -138,20 +162,16 @@ def _merged_mapping(words: Sequence[str], annotation: Any) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def config_layer(file: Path, settings: type[Hyperparameters], problems: list[str]) -> Layer:
+def config_layer(file: Path, options: Options, problems: list[str]) -> Layer:
     """Return what a config file says: JSON, TOML or YAML by its ending; also one saved beside a model."""
-    label = f"config file {file}"
+    label = f"config file {printable(str(file))}"
     content = _read_config(file, label, problems)
     if isinstance(content.get("hyperparameters"), dict) and isinstance(content.get("origins"), dict):
         content = content["hyperparameters"]
-    options = options_of(settings)
-    index = OptionIndex(options.values())
     values: dict[str, Any] = {}
-    for name, value in content.items():
-        option = index.find(str(name))
-        if option is None:
-            problems.append(f"{label}: {index.unknown(str(name))}")
-        elif isinstance(value, str):
+    content = {str(name): value for name, value in content.items()}
+    for option, _, value in _recognised(content, options, label, problems):
+        if isinstance(value, str):
             # YAML reads 1e-4 as a text; a text that a field does not take is read as on the command line.
             _note(values, option, label, problems, _reader(decode_job_value, value, None, option.annotation))
         else:
@@ -174,13 +194,14 @@ def _read_config(file: Path, label: str, problems: list[str]) -> dict[str, Any]:
         content = reader(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"{label}: does not exist")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        # PyYAML lets a KeyError or an AttributeError through for a tag that does not fit its value.
         problems.append(f"{label}: cannot be read: {' '.join(str(error).split())}")
     else:
         if isinstance(content, dict):
             return content
         if content is not None:
-            problems.append(f"{label}: should hold names and values, and holds {str(content)[:40]!r}")
+            problems.append(f"{label}: should hold names and values, and holds a {type(content).__name__}")
     return {}
 
 
@@ -192,28 +213,18 @@ def _load_toml(text: str) -> Any:
     return tomllib.loads(text)
 
 
-def code_layer(values: Mapping[str, Any], settings: type[Hyperparameters], problems: list[str]) -> Layer:
+def code_layer(values: Mapping[str, Any], options: Options, problems: list[str]) -> Layer:
     """Return the values given in code, which win over every other source."""
     label = "code"
-    options = options_of(settings)
-    index = OptionIndex(options.values())
-    known: dict[str, Any] = {}
-    for name, value in values.items():
-        option = index.find(name)
-        if option is None:
-            problems.append(f"{label}: {index.unknown(name)}")
-        else:
-            known[option.name] = value
+    known = {option.name: value for option, _, value in _recognised(values, options, label, problems)}
     return Layer(label, _by_leaf(known, options, label, problems))
 
 
-def _by_leaf(
-    values: Mapping[str, Any], options: Mapping[str, Option], label: str, problems: list[str]
-) -> dict[str, Any]:
+def _by_leaf(values: Mapping[str, Any], options: Options, label: str, problems: list[str]) -> dict[str, Any]:
     """Spread objects given for nested models over their fields, so that sources mix field by field."""
     leaves: dict[str, Any] = {}
     for name, value in values.items():
-        if nested_model(options[name].annotation) is None or not isinstance(value, Mapping):
+        if nested_model(options[name].annotation) is None or not isinstance(value, Mapping) or not value:
             leaves[name] = value
             continue
         children = {path: option for path, option in options.items() if path.startswith(f"{name}.")}

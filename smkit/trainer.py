@@ -116,7 +116,11 @@ class Trainer(ABC, Generic[HP]):
 
         file = directory / "model.safetensors"
         part = file.with_name(file.name + ".part")
+        part.touch()
+        mode = part.stat().st_mode
         save_model(self.model, str(part))
+        # The library lets nobody but the owner read what it writes.
+        part.chmod(mode)
         part.replace(file)
 
     def log(self, name: str, value: Tensor | float) -> None:

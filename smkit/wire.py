@@ -12,10 +12,11 @@ import enum
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, get_args
 
-from pydantic import SecretBytes, SecretStr
+from pydantic import SecretBytes, SecretStr, ValidationError
 
 from smkit import contract
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, is_text, members, takes_text
@@ -26,34 +27,53 @@ from smkit.hyperparameters import Hyperparameters
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,3}")
 _NUMBERS_AND_BOOLS = (int, float, bool)
+_ANYTHING = (Any, object)
 
 
 def decode(text: str, annotation: Any) -> Any:
     """Return what `text` means for a field of this annotation; pydantic then checks and converts the result.
 
     The annotation alone decides: a `str` stays as it is written; a list is JSON, Python's notation (which the toolkit
-    sends) or comma-separated; a dict is JSON or `key=value,...`; `null` and `None` are None where None is allowed.
+    sends) or comma-separated; a dict is JSON or `key=value,...`; `null` and `None` are None where None is allowed and
+    no choice is spelled so.
 
     Raises:
         ValueError: The text looks like a list or an object, but is neither JSON nor Python's notation.
     """
     allowed = members(annotation)
     some = [member for member in allowed if member is not type(None)]
+    spelled = _choices_by_spelling(some)
+    if text in spelled:
+        return spelled[text]
     has_text = any(is_text(member) for member in some)
     if type(None) in allowed and (text in ("None", "null") or (text == "" and not has_text)):
         return None
-    for member in some:
-        for choice in choices(member):
-            if text in _spellings(choice):
-                return choice
     if any(is_sequence(member) or is_mapping(member) for member in some):
         return _decode_container(text, some, has_text=has_text)
-    if Any in some or object in some or (len(some) > 1 and any(member in _NUMBERS_AND_BOOLS for member in some)):
+    return _decode_scalar(text, some)
+
+
+def _choices_by_spelling(some: Sequence[Any]) -> dict[str, Any]:
+    """Return the choices of Literals and Enums by their texts; an Enum's value goes before another's name."""
+    options = [choice for member in some for choice in choices(member)]
+    names = {choice.name: choice for choice in options if isinstance(choice, enum.Enum)}
+    return names | {text: choice for choice in reversed(options) for text in _spellings(choice)}
+
+
+def _spellings(choice: Any) -> tuple[str, ...]:
+    value = choice.value if isinstance(choice, enum.Enum) else choice
+    return (str(value), json.dumps(value)) if value is None or isinstance(value, bool) else (str(value),)
+
+
+def _decode_scalar(text: str, some: Sequence[Any]) -> Any:
+    takes_all = any(member in _ANYTHING for member in some)
+    if takes_all or (len(some) > 1 and any(member in _NUMBERS_AND_BOOLS for member in some)):
         value = _notation(text)
-        fits = Any in some or object in some or type(value) in some or (type(value) is int and float in some)
+        fits = takes_all or type(value) in some or (type(value) is int and float in some)
         return value if fits and not isinstance(value, str) else text
-    if some == [int] and _EXPONENT.fullmatch(text) and float(text).is_integer():
-        return int(float(text))
+    if some == [int] and _EXPONENT.fullmatch(text):
+        number = Decimal(text)
+        return int(number) if number == int(number) else text
     return text
 
 
@@ -81,20 +101,23 @@ def decode_job_value(value: Any, raw: str | None, annotation: Any) -> Any:
     if value is None and type(None) in allowed:
         return None
     if isinstance(value, str):
-        return value if any(member is str for member in some) or value == raw == "" else decode(value, annotation)
+        return value if _takes_as_it_is(value, some) else decode(value, annotation)
+    if len(some) == 1 and is_sequence(some[0]) and not isinstance(value, (list, dict)):
+        return [decode_job_value(value, raw, _item_annotation(some[0]))]
     if not all(takes_text(member) for member in some):
         return value
     if raw is not None:
         return raw if some == [str] else decode(raw, annotation)
     if isinstance(value, (bool, int)) or value is None:
         return json.dumps(value)
-    raise ValueError(f"is a text, of which only {json.dumps(value)} is left; send it as json.dumps(text)")
+    left = "a number or a list" if is_secret(annotation) else json.dumps(value)
+    raise ValueError(f"is a text, of which only {left} is left; send it as json.dumps(text)")
 
 
-def _spellings(choice: Any) -> tuple[str, ...]:
-    if isinstance(choice, enum.Enum):
-        return (choice.name, *_spellings(choice.value))
-    return (choice,) if isinstance(choice, str) else (str(choice), json.dumps(choice, default=str))
+def _takes_as_it_is(text: str, some: Sequence[Any]) -> bool:
+    """Whether one of these types takes a text unread: a str, a Path, anything, a choice that is this text."""
+    options = [choice.value if isinstance(choice, enum.Enum) else choice for kind in some for choice in choices(kind)]
+    return text in options or any(kind in _ANYTHING or (is_text(kind) and not choices(kind)) for kind in some)
 
 
 def _notation(text: str) -> Any:
@@ -119,19 +142,29 @@ def _decode_container(text: str, some: Sequence[Any], *, has_text: bool) -> Any:
     mapping = next((member for member in some if is_mapping(member)), None)
     if (isinstance(value, (list, tuple, set)) and sequence) or (isinstance(value, dict) and mapping):
         return value
-    if has_text or (type(value) in some and not isinstance(value, str)):
-        return text if has_text else value
+    if has_text:
+        return _decode_scalar(text, [kind for kind in some if not (is_sequence(kind) or is_mapping(kind))])
+    if type(value) in some:
+        return value
     if text.strip()[:1] in ("[", "{"):
         raise ValueError("""looks like JSON and is not; write it like '["a", "b"]' or '{"a": 1}', quotes included""")
     if sequence is not None:
         items = [part.strip() for part in text.split(",")] if text.strip() else []
         return [decode(item, _item_annotation(sequence)) for item in items]
-    if "=" in text:
-        pairs = [part.partition("=") for part in text.split(",")]
-        arguments = get_args(mapping)
-        item = arguments[-1] if arguments else str
-        return {key.strip(): decode(part, item) for key, _, part in pairs}
-    return {} if text == "" else text
+    return _decode_pairs(text, mapping) if "=" in text else {} if text == "" else text
+
+
+def _decode_pairs(text: str, mapping: Any) -> dict[str, Any]:
+    arguments = get_args(mapping)
+    pairs: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, item = part.partition("=")
+        value = decode(item, arguments[-1] if arguments else Any)
+        # A bracket that is not closed before the comma: this is the toolkit's text of a dict that holds a list.
+        if not equals or (isinstance(value, str) and value[:1] in ("[", "{") and value == item):
+            raise ValueError("""cannot be read as KEY=VALUE,...; write it as JSON, like '{"a": [1, 2]}'""")
+        pairs[key.strip()] = value
+    return pairs
 
 
 # --- value -> wire ----------------------------------------------------------------------------------------------------
@@ -155,16 +188,12 @@ def encode(hyperparameters: Hyperparameters | Mapping[str, object]) -> dict[str,
         values = hyperparameters
     encoded: dict[str, str] = {}
     for name, value in values.items():
-        problem = _name_problem(name) or _value_problem(value)
+        text, problem = _json_text(value)
+        problem = _name_problem(name) or problem
         if problem:
             problems.append(f"{name}: {problem}")
-            continue
-        encoded[name] = json.dumps(value, default=_plain)
-        if len(encoded[name]) > contract.MAX_HYPERPARAMETER_VALUE:
-            problems.append(
-                f"{name}: {len(encoded[name])} characters as JSON, and SageMaker takes "
-                f"{contract.MAX_HYPERPARAMETER_VALUE}; put it into a file in a channel"
-            )
+        else:
+            encoded[name] = text
     problems += _set_problems(encoded)
     if problems:
         raise ConfigurationError.of(
@@ -177,31 +206,43 @@ def encode(hyperparameters: Hyperparameters | Mapping[str, object]) -> dict[str,
 
 
 def _plain_values(hyperparameters: Hyperparameters) -> tuple[dict[str, object], list[str]]:
-    """Return the JSON form of every field, and a problem for each that JSON would not bring back as it is."""
+    """Return the JSON form of every field, and a problem for each that the script would not read back as it is."""
     kind = type(hyperparameters)
     values: dict[str, object] = {}
     problems: list[str] = []
+    read: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         if is_secret(field.annotation):
             if getattr(hyperparameters, name) is not None:
-                problems.append(
-                    f"{name}: a secret would be readable in the job's description and log; "
-                    "send its name and read it in the script"
-                )
+                problems.append(f"{name}: {_READABLE}")
             continue
         try:
-            values[name] = hyperparameters.model_dump(mode="json", include={name})[name]
-        except ValueError as error:
+            values |= hyperparameters.model_dump(mode="json", include={name}, by_alias=False, round_trip=True)
+            if name not in values:
+                problems.append(f"{name}: is left out of every dump by Field(exclude=True); drop that")
+                continue
+            read[name] = decode_job_value(json.loads(json.dumps(values[name])), None, field.annotation)
+        except (ValueError, RecursionError) as error:
+            values.pop(name, None)
             problems.append(f"{name}: has no JSON form ({error})")
-    if not problems:
-        decoded = {name: json.loads(json.dumps(value)) for name, value in values.items()}
-        back = kind.model_validate(decoded)
-        problems = [
-            f"{name}: {getattr(hyperparameters, name)!r} would reach the script as {getattr(back, name)!r}"
-            for name in values
-            if repr(getattr(back, name)) != repr(getattr(hyperparameters, name))
+    return values, problems or _differences(hyperparameters, read)
+
+
+def _differences(hyperparameters: Hyperparameters, read: Mapping[str, Any]) -> list[str]:
+    try:
+        back = type(hyperparameters).model_validate(read)
+    except ValidationError as error:
+        return [
+            f"{'.'.join(map(str, detail['loc']))}: would be refused by the script: {detail['msg']}"
+            for detail in error.errors(include_url=False, include_input=False)
         ]
-    return values, problems
+    pairs = [(name, getattr(hyperparameters, name), getattr(back, name)) for name in read]
+    return [
+        f"{name}: {mine!r} would reach the script as {its!r}"
+        for name, mine, its in pairs
+        # Not a number does not equal itself, and a set's text depends on how it was filled.
+        if mine != its and repr(mine) != repr(its)
+    ]
 
 
 def _name_problem(name: object) -> str | None:
@@ -214,10 +255,28 @@ def _name_problem(name: object) -> str | None:
     return None
 
 
+def _json_text(value: object) -> tuple[str, str | None]:
+    """Return a value as JSON, or the reason why it cannot travel so."""
+    try:
+        problem = _value_problem(value)
+        text = "" if problem else json.dumps(value, default=_plain)
+    except (ValueError, RecursionError) as error:
+        return "", f"has no JSON form ({error})"
+    if len(text) > contract.MAX_HYPERPARAMETER_VALUE:
+        most = contract.MAX_HYPERPARAMETER_VALUE
+        problem = f"{len(text)} characters as JSON, and SageMaker takes {most}; put it into a file in a channel"
+    return text, problem
+
+
+_READABLE = "a secret would be readable in the job's description and log; send its name and read it in the script"
+
+
 def _value_problem(value: object) -> str | None:
     """Say why a value would not come back from JSON, and from a process's environment, as it went in."""
     if isinstance(value, (SecretStr, SecretBytes)):
-        return "a secret would be readable in the job's description and log; send its name and read it in the script"
+        return _READABLE
+    if isinstance(value, enum.Enum):
+        return _value_problem(value.value)
     if isinstance(value, str):
         bad = next((character for character in value if character == "\0" or "\ud800" <= character <= "\udfff"), None)
         return None if bad is None else f"the character {bad!r} cannot stand in an environment variable"
@@ -228,9 +287,7 @@ def _value_problem(value: object) -> str | None:
         return next(filter(None, (_value_problem(item) for pair in value.items() for item in pair)), None)
     if isinstance(value, (list, tuple)):
         return next(filter(None, map(_value_problem, value)), None)
-    if isinstance(value, enum.Enum):
-        return _value_problem(value.value)
-    if value is None or isinstance(value, (bool, int, float, Path)):
+    if value is None or isinstance(value, (bool, int, float, PurePath)):
         return None
     return f"a {type(value).__name__} has no JSON form; give a number, a text, a bool, None, a list or a dict of these"
 

@@ -64,9 +64,9 @@ TRAINING = [*list(ALLOWED)[list(ALLOWED).index("data") : list(ALLOWED).index("jo
 LIBRARIES = {
     "torch": set(TRAINING),
     "numpy": {"data.fetch", "data.layouts", "randomness", "state"},
-    "safetensors": {"data.layouts", "state", "trainer"},
+    "safetensors": {"data.layouts", "trainer"},
     "tensorboard": {"metrics"},
-    "xxhash": {"checkpoint", "manifest"},
+    "xxhash": {"manifest"},
     "pydantic": {"annotations", "arguments", "facts", "hyperparameters", "settings", "wire"},
     "pydantic_settings": {"facts"},
     "yaml": {"sources"},
