@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from smkit.errors import SmkitError
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+_FLUSH_SECONDS = 5
+"""How old a point can get before TensorBoard sees it."""
 
 
 class MetricLog:
@@ -41,12 +44,13 @@ class MetricLog:
         self._tensorboard_dir = tensorboard_dir
         self._prints = prints
         self._pending: dict[str, list[Tensor | float]] = {}
+        self._rows: TextIO | None = None
         self._events: EventFileWriter | None = None
         self._first_step = 0
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Note one value of a metric; a tensor of one element stays on its device."""
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.requires_grad:
             value = value.detach()
         try:
             self._pending[name].append(value)
@@ -93,9 +97,10 @@ class MetricLog:
                 sys.stdout.flush()
         if values and self._jsonl_file is not None:
             row = json.dumps({"step": step, "epoch": epoch, "time": round(time.time(), 3), **values})
-            self._jsonl_file.parent.mkdir(parents=True, exist_ok=True)
-            with self._jsonl_file.open("a", encoding="utf-8") as file:
-                file.write(row + "\n")
+            if self._rows is None:
+                self._jsonl_file.parent.mkdir(parents=True, exist_ok=True)
+                self._rows = self._jsonl_file.open("a", encoding="utf-8", buffering=1)
+            self._rows.write(row + "\n")
         if values and self._tensorboard_dir is not None:
             self._write_events(self._tensorboard_dir, step, values)
 
@@ -106,14 +111,13 @@ class MetricLog:
         if self._events is None:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._events = EventFileWriter(str(directory))
+            self._events = EventFileWriter(str(directory), flush_secs=_FLUSH_SECONDS)
             if self._first_step:
                 # Tells TensorBoard to drop what a run that was killed wrote after its last checkpoint.
                 start = SessionLog(status=SessionLog.START)
                 self._events.add_event(Event(wall_time=time.time(), step=self._first_step, session_log=start))
         points = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
-        self._events.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is noted and not yet written."""
@@ -123,6 +127,7 @@ class MetricLog:
         """Go on from `step`: what was noted then is noted again, and records after it are taken back."""
         self._pending = {name: list(values) for name, values in state["pending"].items()}
         self._first_step = step + 1
+        self.close()
         if self._jsonl_file is not None and self._jsonl_file.is_file():
             kept = [
                 line for line in self._jsonl_file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
@@ -136,6 +141,9 @@ class MetricLog:
         if self._events is not None:
             self._events.close()
             self._events = None
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
 
 
 def _step_of(line: str) -> float:

@@ -39,6 +39,7 @@ def test_a_record_holds_means_of_what_was_noted_and_given_values(tmp_path: Path)
     log.add("plain", 4)
     assert log.write(10, 1, {"rate": 0.5}) == {"loss": 3.0, "plain": 4.0, "rate": 0.5}
     assert log.write(20, 2) == {}
+    log.close()
     (row,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert {**row, "time": 0} == {"step": 10, "epoch": 1, "time": 0, "loss": 3.0, "plain": 4.0, "rate": 0.5}
 
@@ -86,12 +87,14 @@ def test_a_resume_takes_back_rows_and_keeps_what_was_noted(tmp_path: Path) -> No
     state = log.state_dict()
     log.add("loss", 100.0)
     log.write(2, 1, {"a": 2.0})
+    log.close()
     with file.open("a") as broken:
         broken.write('{"step": 3, "a"')
     again = smkit.MetricLog(file, prints=False)
     again.load_state_dict(state, step=1)
     again.add("loss", 4.0)
     assert again.write(2, 1) == {"loss": 3.0}
+    again.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
 
 
