@@ -51,7 +51,7 @@ else:
         "open_dataset": "data.layouts",
         "parse_args": "argparse_doors",
     }
-    _TRAINING_LIBRARIES = ("torch", "numpy", "safetensors", "tensorboard", "xxhash")
+    _TRAINING_LIBRARIES = ("torch", "numpy", "safetensors", "tensorboard", "xxhash", "simplejpeg", "PIL")
 
     def __getattr__(name):
         if name == "__version__":

@@ -6,13 +6,17 @@ Each check is a plain function of what it checks; the order of checks is the tra
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
-from smkit.errors import ConfigurationError, SmkitError
+from smkit.errors import ConfigurationError, DataError, SmkitError
+
+L = TypeVar("L", bound=DataLoader[Any])
 
 
 def settings_of(trainer: type, base: type) -> Any:
@@ -85,6 +89,26 @@ def step_scheduler(scheduler: Any) -> LRScheduler | None:
             f"{scheduler!r} is no scheduler", where="build_scheduler", fix="return a torch.optim.lr_scheduler, or None"
         )
     return scheduler
+
+
+def with_same_classes(train: DataLoader[Any], validation: L) -> L:
+    """Return the loader `validation`; refuse it if its data set names other classes than that of `train` does."""
+    ours, theirs = (getattr(loader.dataset, "classes", None) for loader in (train, validation))
+    if not isinstance(ours, Sequence) or not isinstance(theirs, Sequence) or list(ours) == list(theirs):
+        return validation
+    differences = [
+        f"only {name} has {', '.join(map(str, names[:5]))}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for name, names in (
+            ("training", [name for name in ours if name not in theirs]),
+            ("validation", [name for name in theirs if name not in ours]),
+        )
+        if names
+    ]
+    raise DataError(
+        f"training and validation do not have the same classes: {'; '.join(differences) or 'their order differs'}",
+        where="the data sets of both channels",
+        fix="give both the same classes, for a label is an index among them, or number them in `build_dataset`",
+    )
 
 
 def nothing_to_monitor(metric: str, missing: str) -> ConfigurationError:

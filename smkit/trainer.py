@@ -240,7 +240,7 @@ class Trainer(ABC, Generic[HP]):
         is_written = type(self).validation_step is not Trainer.validation_step
         has_channel = self.context.has_channel(self.validation_channel)
         if is_written and has_channel:
-            return self._make_loader(self.validation_channel, shuffle=False)
+            return preflight.with_same_classes(self._loader, self._make_loader(self.validation_channel, shuffle=False))
         if self._monitor.metric is not None:
             missing = f"channel '{self.validation_channel}'" if is_written else "validation_step"
             raise preflight.nothing_to_monitor(self._monitor.metric, missing)

@@ -33,7 +33,9 @@ ALLOWED = {
     # training wing
     "data": set(),
     "data.order": {"errors"},
-    "data.layouts": {"errors"},
+    "data.labels": {"errors"},
+    "data.images": {"data.labels", "errors"},
+    "data.layouts": {"data.images", "data.labels", "errors"},
     "data.fetch": {"data.layouts", "data.order", "errors"},
     "data.loader": {"data.fetch", "data.order", "errors"},
     "device": {"errors"},
@@ -63,7 +65,9 @@ ALLOWED = {
 TRAINING = [*list(ALLOWED)[list(ALLOWED).index("data") : list(ALLOWED).index("job")]]
 LIBRARIES = {
     "torch": set(TRAINING),
-    "numpy": {"data.fetch", "data.layouts", "randomness", "state"},
+    "PIL": {"data.images"},
+    "simplejpeg": {"data.images"},
+    "numpy": {"data.fetch", "data.images", "data.layouts", "randomness", "state"},
     "safetensors": {"data.layouts", "trainer"},
     "tensorboard": {"metrics"},
     "xxhash": {"manifest"},

@@ -551,7 +551,7 @@ def test_a_single_tensor_is_a_data_set(channel):
         (["a.npz", "b.pt"], "a.npz, b.pt"),
         (["a.npy", "notes.csv"], "a.npy, notes.csv"),
         (["a.csv"], "a.csv"),
-        (["cats/1.jpg", "dogs/1.jpg"], "cats/, dogs/"),
+        (["cats/1.mp4", "dogs/1.mp4"], "cats/, dogs/"),
         (["a.npz/1.npy"], "a.npz/"),
         ([f"part-{i:02}.parquet" for i in range(12)], "part-08.parquet, part-09.parquet and 2 more"),
     ],
