@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from smkit.data.layouts import Arrays
 from smkit.data.order import derive_seed
-from smkit.errors import DataError
+from smkit.errors import DataError, SmkitError
 
 Collate = Callable[[Any], Any]
 Read = Callable[[Tensor], Any]
@@ -134,7 +134,7 @@ def from_workers(
         with warnings.catch_warnings():
             # torch advises another start method, which is not what decides here.
             warnings.filterwarnings("ignore", message="Got pickle error")
-            return iter(loader)
+            return map(_batch, iter(loader))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise DataError(
             f"the data set cannot be sent to worker processes: {error}",
@@ -155,7 +155,11 @@ class _Requests(Dataset[Any]):
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        return self._read(torch.tensor(samples, dtype=torch.int64))
+        try:
+            return self._read(torch.tensor(samples, dtype=torch.int64))
+        except SmkitError as error:
+            # torch would raise a RuntimeError in its place, with what it says at the end of a traceback.
+            return error
 
 
 def _requests(indices: Iterator[Tensor], seeds: tuple[int, int]) -> Iterator[tuple[int, list[int]]]:
@@ -171,6 +175,12 @@ def _forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _batch(answer: Any) -> Any:
+    if isinstance(answer, SmkitError):
+        raise answer
+    return answer
 
 
 def _as_it_is(batch: Any) -> Any:
