@@ -227,7 +227,7 @@ def _is_turned(jpeg: bytes) -> bool:
             if tag == _ORIENTATION:
                 return bool(value != 1)
     except struct.error:
-        return True  # Damaged: Pillow decides what it means.
+        pass  # Damaged, as it often is; the image counts as upright.
     return False
 
 
