@@ -74,6 +74,24 @@ print(job.download("model"))
 
 
 @pytest.mark.train
+def test_images_in_class_folders_are_classified(tmp_path: Path) -> None:
+    run(sys.executable, str(EXAMPLES / "images" / "data.py"), cwd=tmp_path)
+    channels = (f"--channel={name}=images/{name}" for name in ("train", "validation"))
+    said = run(sys.executable, str(EXAMPLES / "images" / "train.py"), *channels, cwd=tmp_path)
+    assert "Images(1,438 samples of 10 classes: 8x8 uint8)" in said
+    assert float(re.findall(r"validation/accuracy=(\S+)", said)[-1]) >= 0.95
+
+
+@pytest.mark.train
+def test_a_validation_channel_with_other_classes_is_refused_before_training(tmp_path: Path) -> None:
+    run(sys.executable, str(EXAMPLES / "images" / "data.py"), cwd=tmp_path)
+    shutil.rmtree(tmp_path / "images" / "validation" / "7")
+    channels = (f"--channel={name}=images/{name}" for name in ("train", "validation"))
+    said = run(sys.executable, str(EXAMPLES / "images" / "train.py"), *channels, cwd=tmp_path, status=1)
+    assert "training and validation do not have the same classes: only training has 7" in said
+
+
+@pytest.mark.train
 def test_the_readme_shows_the_examples_as_they_are() -> None:
     shown = {file: code for file, _, code in BLOCKS if file}
     assert set(shown) == {"examples/digits/settings.py", "examples/digits/train.py"}

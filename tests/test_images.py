@@ -335,9 +335,9 @@ def test_a_channel_that_is_neither_layout_is_refused_with_what_was_seen(channel,
         ("file,label\n1.png,\n", "line 2 lacks a file or a label"),
         ("file,label\n1.png\n", "line 2 lacks a file or a label"),
         ('file,label\n"1.png,0\n', "labels.csv cannot be read: unexpected end of data"),
-        ("file,label\n1.png,a\n2.png,a\n4.png,a\n", "labels.csv names 1 image that do not exist: 4.png"),
-        ("file,label\n1.png,a\n", "labels.csv does not name 1 image that exist: 2.png"),
-        ("file,label\n1.png,a\n2.png,b\n1.png,b\n", "labels.csv names 1 image more than once: 1.png"),
+        ("file,label\n1.png,a\n2.png,a\n4.png,a\n", "images that labels.csv names do not exist (1): 4.png"),
+        ("file,label\n1.png,a\n", "images have no row in labels.csv (1): 2.png"),
+        ("file,label\n1.png,a\n2.png,b\n1.png,b\n", "images have several rows in labels.csv (1): 1.png"),
         ("file,label\n1.png,0.5\n2.png,1\n", "labels.csv has numbers as labels, which are no classes: 0.5, 1"),
         ("file,label\n1.png,1\n2.png,9223372036854775808\n", "labels beyond 64 bits: 9223372036854775808"),
         ('{"file_name": "1.png"}', "line 1 lacks a file_name or a label"),
@@ -420,8 +420,8 @@ def test_a_folder_that_cannot_be_read_is_named(channel):
     assert refusal(channel).what.endswith("cannot be read: Too many levels of symbolic links")
 
 
-@pytest.mark.parametrize("size", [0, (10, 0), -3])
-def test_a_size_below_one_pixel_is_refused(channel, size):
+@pytest.mark.parametrize("size", [0, (10, 0), -3, (1, 2, 3), 2.5])
+def test_what_is_no_size_is_refused(channel, size):
     write(channel.path, "a/1.png", "b/1.png")
     with pytest.raises(ConfigurationError, match="no size") as caught:
         open_dataset(channel, image_size=size)

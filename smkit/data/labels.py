@@ -101,13 +101,12 @@ def _labels_of_table(table: Path, images: set[str], where: str) -> tuple[list[st
     listed = set(names)
     twice = [name for name, count in Counter(names).items() if count > 1]
     for trouble, paths in (
-        ("names {} that do not exist", [name for name in names if name not in images]),
-        ("does not name {} that exist", sorted(images - listed)),
-        ("names {} more than once", twice),
+        (f"images that {table.name} names do not exist", [name for name in names if name not in images]),
+        (f"images have no row in {table.name}", sorted(images - listed)),
+        (f"images have several rows in {table.name}", twice),
     ):
         if paths:
-            files = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
-            raise _refusal(f"{table.name} {trouble.format(files)}: {_some(paths)}", where)
+            raise _refusal(f"{trouble} ({len(paths):,}): {_some(paths)}", where)
     try:
         return names, _labels(labels)
     except ValueError as error:

@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-PACKAGES = ("torch", "lightning", "accelerate", "transformers", "tensorboard", "pydantic", "numpy")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "accelerate",
+    "transformers",
+    "tensorboard",
+    "pydantic",
+    "numpy",
+    "simplejpeg",
+    "pillow",
+)
 
 
 def describe_machine() -> str:
