@@ -78,3 +78,4 @@ def benchmarks(session: nox.Session) -> None:
     install(session, "train", groups=("examples", "benchmarks"))
     session.run("python", "tests/benchmarks/step_overhead.py", *session.posargs)
     session.run("python", "tests/benchmarks/startup.py")
+    session.run("python", "tests/benchmarks/images.py")

@@ -1,4 +1,4 @@
-"""What both benchmarks print: the machine, the versions, a Markdown table, a median with its range."""
+"""What the benchmarks print: the machine, the versions, a Markdown table, a median with its range."""
 
 from __future__ import annotations
 
