@@ -204,7 +204,7 @@ def _decode(data: bytes, size: Size | None, out: Pixels | None) -> Pixels:
         except ValueError:
             # Rare kinds of subsampling, which Pillow reads.
             return _decode_with_pillow(data, size)
-        # simplejpeg returns CMYK as if it were RGB, and does not turn anything.
+        # Of CMYK simplejpeg makes colours that differ from those of Pillow by 1; and it turns nothing.
         if colours in ("Gray", "RGB", "YCbCr") and not _is_turned(data):
             buffer = out if out is not None and out.shape == (height, width, 3) else None
             decoded: Pixels = simplejpeg.decode_jpeg(data, buffer=buffer, **fraction)
