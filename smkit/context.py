@@ -71,6 +71,10 @@ class TrainingContext(PlatformFacts, Generic[HP]):
     world_size: int = 1
     local_world_size: int = 1
 
+    def model_post_init(self, context: object, /) -> None:  # noqa: ARG002 - pydantic's signature
+        """Freeze the origins too."""
+        self.__dict__["origins"] = freeze(dict(self.origins))
+
     @classmethod
     def load(
         cls,
@@ -210,17 +214,17 @@ def _read(
     except RecursionError as error:
         raise ConfigurationError(
             "a value is nested too deeply",
-            where=f"the settings of {platform.program}",
+            where=platform.program,
             fix="send a flatter value, or put it into a file in a channel",
         ) from error
     if problems or resolved.settings is None:
         raise ConfigurationError.of(
             [*problems, *resolved.problems],
             subject="the settings",
-            where=f"the sources named above, for {platform.program}",
-            fix=f"correct them; `python {platform.program} --help` lists every option",
+            where=platform.program,
+            fix=f"correct what is named above; `python {platform.program} --help` lists every option",
         )
-    return values, resolved.settings, freeze(dict(resolved.origins))
+    return values, resolved.settings, resolved.origins
 
 
 def _print_help(settings: type[Hyperparameters], program: str) -> NoReturn:

@@ -201,7 +201,7 @@ class Platform:
             if not path or not contract.CHANNEL_NAME.fullmatch(name):
                 self.problems.append(f"command line: --channel {word!r} must be NAME=PATH, like train=data/train")
             elif not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that no file can have
-                self.problems.append(f"command line: --channel {name}: {path} does not exist")
+                self.problems.append(f"command line: --channel {word}: '{path}' does not exist")
             else:
                 channels[name] = Channel(name=name, path=Path(path))
         return tuple(channel for channel in channels.values() if channel is not None)
@@ -231,20 +231,24 @@ class Platform:
     def _channel(self, name: str, path: Path) -> Channel | None:
         described = self._inputs.get(name) if self.is_sagemaker else None
         described = described if isinstance(described, dict) else {}
+        given = {field: described[key] for field, key in _CHANNEL_KEYS.items() if described.get(key)}
         try:
-            return Channel(
-                name=name,
-                path=path,
-                input_mode=described.get("TrainingInputMode") or "File",
-                s3_distribution=described.get("S3DistributionType") or "FullyReplicated",
-                record_wrapper=described.get("RecordWrapperType") or "None",
-                content_type=described.get("ContentType"),
-            )
+            return Channel(name=name, path=path, **given)
         except ValidationError as error:
-            source = self.tree.input_data_config_file.name
+            where = f"{self.tree.input_data_config_file.name}: {name}"
             for detail in error.errors(include_url=False):
-                self.problems.append(f"{source}: {name}: {detail['loc'][0]} {_wish(detail['msg'])}")
+                field = str(detail["loc"][0])
+                shown = f"{_CHANNEL_KEYS.get(field, field)} {_wish(detail['msg'])} (got {given.get(field, name)!r})"
+                self.problems.append(f"{where}: {shown}")
             return None
+
+
+_CHANNEL_KEYS = {
+    "input_mode": "TrainingInputMode",
+    "s3_distribution": "S3DistributionType",
+    "record_wrapper": "RecordWrapperType",
+    "content_type": "ContentType",
+}
 
 
 def _folders(tree: JobTree) -> dict[str, Any]:
@@ -253,4 +257,10 @@ def _folders(tree: JobTree) -> dict[str, Any]:
 
 def _wish(message: str) -> str:
     wish = message.split(", unable", maxsplit=1)[0].replace("Input should be", "must be")
-    return wish.replace("a valid integer", "a whole number").replace("a valid tuple", "a list")
+    for theirs, ours in (
+        ("a valid integer", "a whole number"),
+        ("a valid tuple", "a list"),
+        ("a valid string", "a text"),
+    ):
+        wish = wish.replace(theirs, ours)
+    return wish

@@ -154,7 +154,7 @@ def _wish(detail: Mapping[str, Any], option: Option) -> str:
         return ": " + message.removeprefix("Value error, ")
     wish = re.sub(r"^\w+ should", "must", message.split(", unable to", maxsplit=1)[0])
     wish = wish.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return " " + wish.replace(" after validation", "")
+    return " " + wish.replace(" after validation", "").replace("a valid string", "a text")
 
 
 def _either(wishes: Sequence[str]) -> str:

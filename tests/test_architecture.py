@@ -28,7 +28,7 @@ ALLOWED = {
     "report": {"contract", "errors"},
     "context": {"annotations", "arguments", "errors", "facts", "hyperparameters", "report", "settings", "sources"},
     "argparse_doors": {
-        *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources", "wire"),
+        *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources"),
     },
     # training wing
     "data": set(),
