@@ -71,9 +71,9 @@ def types(session: nox.Session) -> None:
     install(session, "train", groups=("types", "examples"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
-    for folder in sorted(path for path in Path("examples").iterdir() if path.is_dir()):
-        # Each is a set of scripts with modules of its own, which bear the same names.
-        session.run("mypy", str(folder), env={"MYPYPATH": str(folder)})
+    for settings in sorted(Path("examples").glob("*/settings.py")):
+        # Each example is a program of its own; their modules bear the same names.
+        session.run("mypy", str(settings.parent), env={"MYPYPATH": str(settings.parent)})
 
 
 @nox.session(python="3.11")

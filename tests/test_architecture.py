@@ -22,7 +22,7 @@ ALLOWED = {
     "wire": {"annotations", "contract", "errors", "hyperparameters"},
     # configuration, torch-free
     "arguments": {"annotations", "contract", "hyperparameters"},
-    "sources": {"annotations", "arguments", "contract", "hyperparameters", "wire"},
+    "sources": {"annotations", "arguments", "contract", "wire"},
     "settings": {"annotations", "arguments", "hyperparameters", "sources"},
     "facts": {"contract", "sources"},
     "report": {"contract", "errors"},
