@@ -203,7 +203,7 @@ def _read(
     problems = platform.problems
     try:
         job = read_job_values(platform.tree.hyperparameters_file, platform.variables, problems)
-        words = without_echo(argv, job.values, job.echo) if platform.is_sagemaker else argv
+        words = without_echo(argv, job.values, job.echo)
         options = options_of(settings)
         given = parse(words, [*options.values(), *CONTEXT_OPTIONS])
         if given.asks_for_help:
@@ -236,12 +236,12 @@ def _print_help(settings: type[Hyperparameters], program: str) -> NoReturn:
 def _layers(
     options: Options, texts: Texts, job: JobValues, overrides: Mapping[str, Any], problems: list[str]
 ) -> list[Layer]:
-    """Return all sources, lowest first. A job can name its config file by a hyperparameter `config`."""
+    """Return all sources, lowest first. A job can name its config files by a hyperparameter `config`."""
     values = dict(job.values)
-    files = [] if "config" not in values else [str(values.pop("config"))]
-    files += texts.get("config", [])
+    named = values.pop("config", None) or []
+    files = [*(named if isinstance(named, list) else [named]), *texts.get("config", [])]
     return [
-        *(config_layer(Path(file), options, problems) for file in files),
+        *(config_layer(Path(str(file)), options, problems) for file in files),
         job_layer(JobValues(job.label, values, job.texts), options, problems),
         argument_layer(texts, options, problems),
         code_layer(overrides, options, problems),

@@ -80,7 +80,7 @@ class _Variables(EnvSettingsSource):
     """`SM_*` of a given environment, by the fields of PlatformFacts; a broken one is a problem under its own name."""
 
     def __init__(self, variables: Mapping[str, str], problems: list[str]) -> None:
-        super().__init__(PlatformFacts, env_ignore_empty=True)
+        super().__init__(PlatformFacts)
         self.env_vars = {name.lower(): text for name, text in variables.items() if text != ""}
         self._problems = problems
 
@@ -139,9 +139,8 @@ class Platform:
         names = set(PlatformFacts.model_fields)
         facts: dict[str, Any] = _folders(JobTree(run_dir) if run_dir else self.tree)
         facts |= {name: value for name, value in self._resources.items() if name in names}
-        facts |= {
-            name: value for name, value in _Variables(self.variables, self.problems)().items() if value is not None
-        }
+        stated = _Variables(self.variables, self.problems)()
+        facts |= {name: value for name, value in stated.items() if value is not None}
         if "run_dir" in texts and run_dir:
             facts |= _folders(JobTree(run_dir))
         facts |= {name: texts[name][-1] for name in ("model_dir", "output_data_dir") if name in texts}
@@ -165,8 +164,9 @@ class Platform:
             return None
         if self.variables.get("WORLD_SIZE", "1") != "1":
             self.problems.append("command line: several processes share one run; give them one --run-dir")
+        name = Path(self.program).stem.lstrip("-")  # the program of `python -c` is called `-c`
         # Two runs that start in the same second must not share a folder: the second would go on from the first.
-        return Path("runs") / f"{Path(self.program).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
     def _checkpoint_dir(self, texts: Texts, run_dir: Path | None) -> Path:
         if "checkpoint_dir" in texts:

@@ -34,6 +34,7 @@ class Hyperparameters(BaseModel):
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
         validate_default=True,
+        ser_json_inf_nan="constants",
     )
 
     epochs: int = Field(default=1, ge=1)

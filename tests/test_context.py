@@ -18,7 +18,7 @@ import pytest
 import runtimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError, computed_field
 
 import smkit
 
@@ -225,6 +225,13 @@ def test_an_echo_is_no_override_and_an_override_no_echo(start: runtimes.Runtime,
     assert {context.origins[name] for name in ("flag", "max_steps", "kw", "q")} == {"hyperparameters.json"}
 
 
+def test_an_override_that_the_other_runtime_would_write_is_an_override(tmp_path: Path) -> None:
+    runtimes.write_config(tmp_path, hyperparameters={"name": '"1.10"'})
+    started = runtimes.toolkit(tmp_path, {"name": '"1.10"'})
+    assert load(*started.argv, env=started.env).hp.name == "1.10"
+    assert load(*started.argv, "--name", "1.1", env=started.env).hp.name == "1.1"
+
+
 def test_hyperparameters_json_goes_before_the_variable_and_off_sagemaker_there_is_no_echo(tmp_path: Path) -> None:
     runtimes.write_config(tmp_path, hyperparameters={"lr": "0.5"})
     started = runtimes.toolkit(tmp_path, {"lr": "0.25"})
@@ -251,10 +258,13 @@ def test_config_files_are_json_toml_or_yaml(name: str, here: Path) -> None:
 
 def test_a_job_can_name_its_config_file(here: Path) -> None:
     (here / "base.yaml").write_text("lr: 1e-4\nepochs: 7\n")
-    runtimes.write_config(here, hyperparameters={"config": '"base.yaml"', "epochs": "9"})
-    started = runtimes.toolkit(here, {"config": '"base.yaml"', "epochs": "9"})
-    context = load(*started.argv, env=started.env)
-    assert (context.hp.lr, context.hp.epochs) == (1e-4, 9)
+    (here / "more.yaml").write_text("q: 7\n")
+    for config, q in (('"base.yaml"', 1), ('["base.yaml", "more.yaml"]', 7)):
+        texts = {"config": config, "epochs": "9"}
+        runtimes.write_config(here, hyperparameters=texts)
+        started = runtimes.toolkit(here, texts)
+        hp = load(*started.argv, env=started.env).hp
+        assert (hp.lr, hp.epochs, hp.q) == (1e-4, 9, q)
 
 
 class Schedule(BaseModel, frozen=True, extra="forbid"):
@@ -286,9 +296,11 @@ def test_a_nested_model_that_may_be_none_is_made_by_what_is_given_of_it() -> Non
     assert load("--maybe.inner.hidden", "4", settings=Nested).hp.maybe == Schedule(inner=Model(hidden=4))
     assert load("--maybe", "{}", settings=Nested).hp.maybe == Schedule()
     assert load("--maybe", "{}", "--maybe.warmup", "1", settings=Nested).hp.maybe == Schedule(warmup=1)
-    override = {"maybe": None}
-    assert load("--maybe.warmup", "1", settings=Nested, overrides=override).hp.maybe is None
+    context = load("--maybe.warmup", "1", settings=Nested, overrides={"maybe": None})
+    assert (context.hp.maybe, context.origins["maybe.warmup"]) == (None, "code")
     assert load("--schedule", "{}", settings=Nested).hp.schedule == Nested().schedule
+    context = load("--plan.warmup", "3", settings=Nested, overrides={"schedule": {}})
+    assert context.hp.schedule.warmup == 3
 
 
 # --- what is wrong is said all at once --------------------------------------------------------------------------------
@@ -309,6 +321,7 @@ class Strict(smkit.Hyperparameters):
     start: Path | None = None
     token: SecretStr | None = None
     target: str = Field(default="digit", min_length=2, description="name of the label column")
+    lambda_: float = Field(default=0.5, alias="lambda", description="weight of the second loss")
 
 
 class Required(smkit.Hyperparameters):
@@ -390,6 +403,23 @@ def test_what_is_required_and_missing_is_named(here: Path) -> None:
     golden("required", refusal("--model.act", "gelu", settings=Required), here)
 
 
+def test_a_part_of_a_value_is_named_by_its_place() -> None:
+    class Parts(smkit.Hyperparameters):
+        layers: list[int] | None = None
+        models: list[Model] = []
+        size: int | None = None
+
+    models = '[{"hidden": "wide"}, {"hiden": 1}, 3]'
+    text = refusal("--layers", "1", "x", "--models", models, "--size", "big", settings=Parts)
+    assert text.splitlines()[1:-2] == [
+        "  - command line: layers[1] must be a whole number (got 'x')",
+        "  - command line: models[0]['hidden'] must be a whole number (got 'wide')",
+        "  - command line: models[1]['hiden'] is an unknown name (got 1)",
+        "  - command line: models[2] must be an object, like '{\"a\": 1}' or a=1 (got 3)",
+        "  - command line: size must be a whole number or none (got 'big')",
+    ]
+
+
 def test_a_problem_of_the_whole_is_told_in_the_authors_words() -> None:
     class Whole(smkit.Hyperparameters):
         warmup: int = 0
@@ -399,6 +429,15 @@ def test_a_problem_of_the_whole_is_told_in_the_authors_words() -> None:
                 raise ValueError("warm-up must end before training does")
 
     assert "  - warm-up must end before training does\n" in refusal("--warmup", "5", settings=Whole)
+
+
+@pytest.mark.parametrize("text", ["a=1,b", "a=[1,b=2]", "{'a': }"])
+def test_half_a_dict_is_not_guessed_at(text: str) -> None:
+    assert "command line: anything " in refusal("--anything", text, settings=Anything)
+
+
+class Anything(smkit.Hyperparameters):
+    anything: dict[str, Any] = {}
 
 
 def test_two_spellings_of_one_hyperparameter_are_a_problem(here: Path) -> None:
@@ -554,10 +593,19 @@ class Saved(smkit.Hyperparameters):
     token: SecretStr = SecretStr("none")
     many: dict[str, list[float | None]] = {}
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def double(self) -> float:
+        return 2 * self.inner.width
+
 
 saved: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
-    anything=st.none() | st.integers() | st.text(max_size=5) | st.sampled_from(["1", "null", "[1]"]),
+    anything=st.none()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.sampled_from(["1", "null", "[1]"]),
     limit=st.none() | st.floats(allow_nan=False),
     tags=st.sets(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=3),
     color=st.sampled_from(Color),

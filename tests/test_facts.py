@@ -228,6 +228,17 @@ def test_a_missing_an_empty_and_an_unreadable_folder_are_told_apart(here: Path) 
     assert "cannot be read: " in no_channel(context, "train")
 
 
+def test_a_channel_given_on_the_command_line_must_be_there() -> None:
+    for path in ("missing", "x" * 5000, "nul\0"):
+        assert "does not exist" in refusal("--channel", f"train={path}")
+
+
+def test_names_that_are_no_text_are_read_all_the_same(here: Path) -> None:
+    (here / "\udcff.json").write_text('{"epochs": 5}')
+    context = load("--config", "\udcff.json", env={"TRAINING_JOB_NAME": "\udcff"})
+    assert (context.job_name, context.origins["epochs"]) == ("\\udcff", "config file \\udcff.json")
+
+
 def test_a_file_and_a_pipe_are_channels_too(here: Path, job: Path) -> None:
     (here / "a.csv").write_text("1")
     assert load("--channel", "train=a.csv").channel("train").path == Path("a.csv")
