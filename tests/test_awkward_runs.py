@@ -175,7 +175,7 @@ def test_a_validation_that_was_cut_off_is_made_up_once(run: Run) -> None:
     class Interrupted(LineTrainer):
         def validation_step(self, batch: Batch) -> dict[str, float]:
             if self.step == 2 and not stopped.exists():
-                    stopped.touch()
+                stopped.touch()
                 self._stop.signal = 15
             return {"score": 1.0}
 
