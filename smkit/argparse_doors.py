@@ -69,8 +69,8 @@ def from_argparse(
         error = ConfigurationError.of(
             platform.problems,
             subject="the settings",
-            where=f"the sources named above, for {program}",
-            fix="correct them, or add the options to the parser",
+            where=program,
+            fix="correct what is named above, or add the option to the parser",
         )
         if argv is not None:
             raise error
@@ -237,6 +237,8 @@ def _bool_text(text: str) -> str:
 def _text_of(value: Any, text: str | None, action: argparse.Action) -> str:
     if action.type is bool:
         return _bool_text(str(value))
+    if value == "--":
+        raise ValueError("holds '--', which argparse drops")
     if isinstance(value, str):
         return value
     if action.type in (None, str):

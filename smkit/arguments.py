@@ -36,8 +36,9 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The option as it is written: `--batch-size`."""
-        return "--" + self.name.replace("_", "-")
+        """The option as it is written: `--batch-size`; `--lambda` for a field `lambda_` with that alias."""
+        name = next((spelling for spelling in self.spellings if not spelling.endswith("_")), self.name)
+        return "--" + name.replace("_", "-")
 
     @property
     def is_bool(self) -> bool:
@@ -162,52 +163,37 @@ def _words_of(argv: Sequence[str], start: int, option: Option | None, index: Opt
 # --- the runtimes' echo -----------------------------------------------------------------------------------------------
 
 
-def toolkit_text(value: Any) -> str:
-    """Return how the toolkit writes a job's value on the command line (sagemaker_training.mapping.to_cmd_args)."""
-    if value is None:
-        return ""
-    if isinstance(value, Mapping):
-        return ",".join(f"{key}={item}" for key, item in sorted(value.items()))
-    return str(value)
-
-
-def driver_text(value: Any) -> str:
-    """Return how the v3 SDK's driver writes a job's value: decoded a second time, then JSON, texts bare."""
-    again = value
-    if isinstance(value, str):
-        try:
-            again = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return again if isinstance(again, str) else json.dumps(again)
-
-
-def without_echo(argv: Sequence[str], job: Mapping[str, Any], echo: Sequence[str] = ()) -> list[str]:
+def without_echo(argv: Sequence[str], job: Mapping[str, Any], echo: Sequence[str]) -> list[str]:
     """Return `argv` without the pairs in which a runtime only repeats a value of the job, often less exactly.
 
-    What remains was put there by somebody: a real override. `echo` is the toolkit's own list of such pairs: `SM_HPS`
-    has its keys sorted, so that the text of a dict in a dict cannot be made again.
+    What remains was put there by somebody: a real override.
+
+    Args:
+        argv: The command line.
+        job: The job's values.
+        echo: What the toolkit says that it put there (`SM_USER_ARGS`); the v3 driver says nothing, but puts the same
+            words for the same values.
     """
-    known = list(zip(echo[::2], echo[1::2], strict=False))
+    words = echo or [word for name, value in job.items() for word in (f"--{name}", driver_text(value))]
+    pairs = list(zip(words[::2], words[1::2], strict=False))
     rest: list[str] = []
     position = 0
     while position < len(argv):
-        word, *text = argv[position : position + 2]
-        name = word.lstrip("-")
-        is_pair = word.startswith("-") and name in job and bool(text)
-        if is_pair and ((word, text[0]) in known or _repeats(text[0], job[name])):
+        if tuple(argv[position : position + 2]) in pairs:
             position += 2
         else:
-            rest.append(word)
+            rest.append(argv[position])
             position += 1
     return rest
 
 
-def _repeats(text: str, value: Any) -> bool:
+def driver_text(value: Any) -> str:
+    """Return how the v3 SDK's driver writes a job's value: decoded a second time, then JSON, texts bare."""
     try:
-        return text in (toolkit_text(value), driver_text(value))
-    except RecursionError:
-        return False
+        again = json.loads(value) if isinstance(value, str) else value
+        return again if isinstance(again, str) else json.dumps(again)
+    except (ValueError, RecursionError):
+        return value if isinstance(value, str) else ""
 
 
 # --- help -------------------------------------------------------------------------------------------------------------

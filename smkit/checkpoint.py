@@ -76,6 +76,8 @@ class CheckpointStore:
         self._keep = keep
         self._buffers: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
+        self.saved_step: int | None = None
+        """Step of the last checkpoint that this store has brought to the disk."""
         self._failures = 0
         self._error: Exception | None = None
         self._damaged: set[Path] = set()
@@ -218,6 +220,7 @@ class CheckpointStore:
             self._failures += 1
             raise _SaveError.of(error, staged, self._directory) from error
         self._failures = 0
+        self.saved_step = staged.step
         self._prune(older, _Candidate.read(directory))
         return directory
 

@@ -71,6 +71,10 @@ class TrainingContext(PlatformFacts, Generic[HP]):
     world_size: int = 1
     local_world_size: int = 1
 
+    def model_post_init(self, context: object, /) -> None:  # noqa: ARG002 - pydantic's signature
+        """Freeze the origins too."""
+        self.__dict__["origins"] = freeze(dict(self.origins))
+
     @classmethod
     def load(
         cls,
@@ -199,7 +203,7 @@ def _read(
     problems = platform.problems
     try:
         job = read_job_values(platform.tree.hyperparameters_file, platform.variables, problems)
-        words = without_echo(argv, job.values, job.echo) if platform.is_sagemaker else argv
+        words = without_echo(argv, job.values, job.echo)
         options = options_of(settings)
         given = parse(words, [*options.values(), *CONTEXT_OPTIONS])
         if given.asks_for_help:
@@ -210,17 +214,17 @@ def _read(
     except RecursionError as error:
         raise ConfigurationError(
             "a value is nested too deeply",
-            where=f"the settings of {platform.program}",
+            where=platform.program,
             fix="send a flatter value, or put it into a file in a channel",
         ) from error
     if problems or resolved.settings is None:
         raise ConfigurationError.of(
             [*problems, *resolved.problems],
             subject="the settings",
-            where=f"the sources named above, for {platform.program}",
-            fix=f"correct them; `python {platform.program} --help` lists every option",
+            where=platform.program,
+            fix=f"correct what is named above; `python {platform.program} --help` lists every option",
         )
-    return values, resolved.settings, freeze(dict(resolved.origins))
+    return values, resolved.settings, resolved.origins
 
 
 def _print_help(settings: type[Hyperparameters], program: str) -> NoReturn:
@@ -232,12 +236,12 @@ def _print_help(settings: type[Hyperparameters], program: str) -> NoReturn:
 def _layers(
     options: Options, texts: Texts, job: JobValues, overrides: Mapping[str, Any], problems: list[str]
 ) -> list[Layer]:
-    """Return all sources, lowest first. A job can name its config file by a hyperparameter `config`."""
+    """Return all sources, lowest first. A job can name its config files by a hyperparameter `config`."""
     values = dict(job.values)
-    files = [] if "config" not in values else [str(values.pop("config"))]
-    files += texts.get("config", [])
+    named = values.pop("config", None) or []
+    files = [*(named if isinstance(named, list) else [named]), *texts.get("config", [])]
     return [
-        *(config_layer(Path(file), options, problems) for file in files),
+        *(config_layer(Path(str(file)), options, problems) for file in files),
         job_layer(JobValues(job.label, values, job.texts), options, problems),
         argument_layer(texts, options, problems),
         code_layer(overrides, options, problems),

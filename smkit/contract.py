@@ -34,6 +34,9 @@ JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 CHANNEL_NAME = re.compile(r"[A-Za-z0-9.\-_]{1,64}")
 """API: ChannelName. The v3 driver dies on `-` and `.`, which the toolkit takes."""
 
+MAX_METRIC_LINE_BYTES = 4096
+"""PIPE_BUF of Linux: what one `write` puts into a pipe without another process's bytes in between (pipe(7))."""
+
 STOP_DEADLINE_SECONDS = 100.0
 """SIGTERM, 120 s, SIGKILL (API: StopTrainingJob); 20 s are left to the container for its own end."""
 STOPPED_EXIT_STATUS = 143
@@ -135,6 +138,18 @@ def metric_line(step: int, epoch: int, values: Mapping[str, float]) -> str:
     """
     fields = " ".join(f"{name}={format_number(value)}" for name, value in values.items())
     return f"[metrics] step={step} epoch={epoch} {fields}\n"
+
+
+def metric_lines(step: int, epoch: int, values: Mapping[str, float]) -> list[str]:
+    """Return the metric lines of a record, as many as it takes to keep each below what a pipe takes in one piece."""
+    lines: list[str] = []
+    part: dict[str, float] = {}
+    for name, value in values.items():
+        if part and len(metric_line(step, epoch, {**part, name: value}).encode()) > MAX_METRIC_LINE_BYTES:
+            lines.append(metric_line(step, epoch, part))
+            part = {}
+        part[name] = value
+    return [*lines, metric_line(step, epoch, part)]
 
 
 def metric_regex(name: str) -> str:

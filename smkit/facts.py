@@ -80,7 +80,7 @@ class _Variables(EnvSettingsSource):
     """`SM_*` of a given environment, by the fields of PlatformFacts; a broken one is a problem under its own name."""
 
     def __init__(self, variables: Mapping[str, str], problems: list[str]) -> None:
-        super().__init__(PlatformFacts, env_ignore_empty=True)
+        super().__init__(PlatformFacts)
         self.env_vars = {name.lower(): text for name, text in variables.items() if text != ""}
         self._problems = problems
 
@@ -139,9 +139,8 @@ class Platform:
         names = set(PlatformFacts.model_fields)
         facts: dict[str, Any] = _folders(JobTree(run_dir) if run_dir else self.tree)
         facts |= {name: value for name, value in self._resources.items() if name in names}
-        facts |= {
-            name: value for name, value in _Variables(self.variables, self.problems)().items() if value is not None
-        }
+        stated = _Variables(self.variables, self.problems)()
+        facts |= {name: value for name, value in stated.items() if value is not None}
         if "run_dir" in texts and run_dir:
             facts |= _folders(JobTree(run_dir))
         facts |= {name: texts[name][-1] for name in ("model_dir", "output_data_dir") if name in texts}
@@ -165,8 +164,9 @@ class Platform:
             return None
         if self.variables.get("WORLD_SIZE", "1") != "1":
             self.problems.append("command line: several processes share one run; give them one --run-dir")
+        name = Path(self.program).stem.lstrip("-")  # the program of `python -c` is called `-c`
         # Two runs that start in the same second must not share a folder: the second would go on from the first.
-        return Path("runs") / f"{Path(self.program).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
     def _checkpoint_dir(self, texts: Texts, run_dir: Path | None) -> Path:
         if "checkpoint_dir" in texts:
@@ -201,7 +201,7 @@ class Platform:
             if not path or not contract.CHANNEL_NAME.fullmatch(name):
                 self.problems.append(f"command line: --channel {word!r} must be NAME=PATH, like train=data/train")
             elif not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that no file can have
-                self.problems.append(f"command line: --channel {name}: {path} does not exist")
+                self.problems.append(f"command line: --channel {word}: '{path}' does not exist")
             else:
                 channels[name] = Channel(name=name, path=Path(path))
         return tuple(channel for channel in channels.values() if channel is not None)
@@ -231,20 +231,24 @@ class Platform:
     def _channel(self, name: str, path: Path) -> Channel | None:
         described = self._inputs.get(name) if self.is_sagemaker else None
         described = described if isinstance(described, dict) else {}
+        given = {field: described[key] for field, key in _CHANNEL_KEYS.items() if described.get(key)}
         try:
-            return Channel(
-                name=name,
-                path=path,
-                input_mode=described.get("TrainingInputMode") or "File",
-                s3_distribution=described.get("S3DistributionType") or "FullyReplicated",
-                record_wrapper=described.get("RecordWrapperType") or "None",
-                content_type=described.get("ContentType"),
-            )
+            return Channel(name=name, path=path, **given)
         except ValidationError as error:
-            source = self.tree.input_data_config_file.name
+            where = f"{self.tree.input_data_config_file.name}: {name}"
             for detail in error.errors(include_url=False):
-                self.problems.append(f"{source}: {name}: {detail['loc'][0]} {_wish(detail['msg'])}")
+                field = str(detail["loc"][0])
+                shown = f"{_CHANNEL_KEYS.get(field, field)} {_wish(detail['msg'])} (got {given.get(field, name)!r})"
+                self.problems.append(f"{where}: {shown}")
             return None
+
+
+_CHANNEL_KEYS = {
+    "input_mode": "TrainingInputMode",
+    "s3_distribution": "S3DistributionType",
+    "record_wrapper": "RecordWrapperType",
+    "content_type": "ContentType",
+}
 
 
 def _folders(tree: JobTree) -> dict[str, Any]:
@@ -253,4 +257,10 @@ def _folders(tree: JobTree) -> dict[str, Any]:
 
 def _wish(message: str) -> str:
     wish = message.split(", unable", maxsplit=1)[0].replace("Input should be", "must be")
-    return wish.replace("a valid integer", "a whole number").replace("a valid tuple", "a list")
+    for theirs, ours in (
+        ("a valid integer", "a whole number"),
+        ("a valid tuple", "a list"),
+        ("a valid string", "a text"),
+    ):
+        wish = wish.replace(theirs, ours)
+    return wish

@@ -34,33 +34,34 @@ class Hyperparameters(BaseModel):
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
         validate_default=True,
+        ser_json_inf_nan="constants",
     )
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """passes over the training data"""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """stop after this many optimizer steps, whatever the epochs"""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """samples per optimizer step, over all processes and accumulation together"""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """parts that a batch is computed in, to save memory"""
-    max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """clip gradients to this norm"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """arithmetic of the forward pass; auto: bf16 where the GPU has it, fp16 on V100 and T4, fp32 on a CPU"""
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """seed of initial weights, order of samples, dropout"""
-    log_every_steps: int = Field(50, ge=1, le=1000)
+    log_every_steps: int = Field(default=50, ge=1, le=1000)
     """optimizer steps between two metric records"""
-    validate_every_steps: int | None = Field(None, ge=1)
+    validate_every_steps: int | None = Field(default=None, ge=1)
     """optimizer steps between two validations; none: at the end of each epoch"""
-    checkpoint_every_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    checkpoint_every_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """seconds between two checkpoints; none: as often as costs less than 1 % of the run"""
     monitor: str | None = None
     """validation metric that decides on the best model and on early stopping"""
     monitor_mode: Literal["min", "max"] = "min"
     """whether a smaller or a larger value of the monitored metric is better"""
-    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     """stop after this many validations without a better value of the monitored metric"""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -90,7 +91,10 @@ class Hyperparameters(BaseModel):
     @model_validator(mode="after")
     def _freeze(self) -> Self:
         for name, value in self.__dict__.items():
-            self.__dict__[name] = freeze(value)
+            try:
+                self.__dict__[name] = freeze(value)
+            except RecursionError as error:
+                raise ValueError(f"{name} is nested more than {_MAX_DEPTH} levels deep") from error
         return self
 
 
@@ -183,18 +187,28 @@ class _FrozenSet(set[Any]):
         return (set, (set(self),))
 
 
-def freeze(value: Any) -> Any:
-    """Return `value` with every list, dict and set in it, at any depth, made unchangeable."""
+_MAX_DEPTH = 100
+"""A value must be able to go into a checkpoint; pydantic writes 255 levels."""
+
+
+def freeze(value: Any, depth: int = 0) -> Any:
+    """Return `value` with every list, dict and set in it, at any depth, made unchangeable.
+
+    Raises:
+        RecursionError: The value is nested more than 100 levels deep, or holds itself.
+    """
+    if depth > _MAX_DEPTH:
+        raise RecursionError
     if isinstance(value, BaseModel):
         for name, item in value.__dict__.items():
-            value.__dict__[name] = freeze(item)
+            value.__dict__[name] = freeze(item, depth + 1)
         return value
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(freeze(item) for item in value)
+    if type(value) is tuple:
+        return tuple(freeze(item, depth + 1) for item in value)
     if type(value) is list:
-        return _FrozenList(freeze(item) for item in value)
+        return _FrozenList(freeze(item, depth + 1) for item in value)
     if type(value) is dict:
-        return _FrozenDict((key, freeze(item)) for key, item in value.items())
+        return _FrozenDict((key, freeze(item, depth + 1)) for key, item in value.items())
     if type(value) is set:
         return _FrozenSet(value)
     return value

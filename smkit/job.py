@@ -171,7 +171,8 @@ class Job:
     def _require_completed(self) -> None:
         status = self.status
         if status == "Failed":
-            raise self._error(f"failed: {self.failure_reason}", fix="mend what the log says and launch again")
+            reason = (self.failure_reason or "").replace("\n", "\n    ")
+            raise self._error(f"failed: {reason}", fix="mend what the log says and launch again")
         if status == "Stopped":
             raise self._error("was stopped", fix="launch again; the same checkpoint_dir lets the script resume")
         if status == "InProgress":

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +24,8 @@ from smkit.errors import SmkitError
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 5
 """How old a point can get before TensorBoard sees it."""
@@ -45,22 +48,20 @@ class MetricLog:
         self._prints = prints
         self._pending: dict[str, list[Tensor | float]] = {}
         self._rows: TextIO | None = None
+        self._row_count = 0
         self._events: EventFileWriter | None = None
         self._first_step = 0
 
-    def add(self, name: str, value: Tensor | float) -> None:
-        """Note one value of a metric; a tensor of one element stays on its device."""
-        if isinstance(value, Tensor) and value.requires_grad:
-            value = value.detach()
+    def add(self, name: str, value: Any) -> None:
+        """Note one value of a metric; a tensor of one element stays on its device, and must not change any more."""
+        if isinstance(value, Tensor):
+            value = value.detach() if value.requires_grad else value
+        elif not isinstance(value, (int, float)):
+            value = _number(name, value)
         try:
             self._pending[name].append(value)
         except KeyError:
-            if not name or any(character in name for character in " =\n"):
-                raise SmkitError(
-                    f"a metric cannot be called {name!r}",
-                    where="log()",
-                    fix="use a name like 'train/loss': no spaces, no '='",
-                ) from None
+            check_name(name)
             self._pending[name] = [value]
 
     def read(self) -> dict[str, list[float]]:
@@ -72,7 +73,7 @@ class MetricLog:
                     raise SmkitError(
                         f"a value of '{name}' has more than one element", where="log()", fix="log a mean or a sum of it"
                     )
-            numbers = iter(torch.stack([tensor.reshape(()).float() for tensor in tensors]).tolist())
+            numbers = iter(torch.stack([tensor.reshape(()).double() for tensor in tensors]).tolist())
             for values in self._pending.values():
                 values[:] = [next(numbers) if isinstance(value, Tensor) else float(value) for value in values]
         return {name: [float(value) for value in values] for name, values in self._pending.items()}
@@ -90,19 +91,40 @@ class MetricLog:
 
     def write_values(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Write one record of these values; what was noted stays noted."""
-        if values and self._prints:
-            # A reader that has gone away must not end the training.
-            with contextlib.suppress(OSError):
-                sys.stdout.write(contract.metric_line(step, epoch, values))
-                sys.stdout.flush()
-        if values and self._jsonl_file is not None:
-            row = json.dumps({"step": step, "epoch": epoch, "time": round(time.time(), 3), **values})
-            if self._rows is None:
-                self._jsonl_file.parent.mkdir(parents=True, exist_ok=True)
-                self._rows = self._jsonl_file.open("a", encoding="utf-8", buffering=1)
-            self._rows.write(row + "\n")
-        if values and self._tensorboard_dir is not None:
-            self._write_events(self._tensorboard_dir, step, values)
+        if not values:
+            return
+        if self._prints:
+            self._print(contract.metric_lines(step, epoch, values))
+        # A disk that is full, or gone, costs the record and not the run.
+        try:
+            if self._jsonl_file is not None:
+                self._write_row(
+                    self._jsonl_file, {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
+                )
+        except OSError as error:
+            logger.warning("metrics are not written to %s any more: %s", self._jsonl_file, error)
+            self._jsonl_file = None
+        try:
+            if self._tensorboard_dir is not None:
+                self._write_events(self._tensorboard_dir, step, values)
+        except OSError as error:
+            logger.warning("metrics are not written to %s any more: %s", self._tensorboard_dir, error)
+            self._tensorboard_dir = self._events = None
+
+    def _print(self, lines: Sequence[str]) -> None:
+        # A reader that has gone away must not end the training; a process without stdout has None.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            for line in lines:
+                sys.stdout.write(line)
+            sys.stdout.flush()
+
+    def _write_row(self, file: Path, row: Mapping[str, Any]) -> None:
+        if self._rows is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._row_count = len(_lines(file))
+            self._rows = file.open("a", encoding="utf-8", buffering=1)
+        self._rows.write(json.dumps(row) + "\n")
+        self._row_count += 1
 
     def _write_events(self, directory: Path, step: int, record: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -119,36 +141,64 @@ class MetricLog:
         points = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether something is noted that no record holds yet."""
+        return bool(self._pending)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what is noted and not yet written."""
-        return {"pending": self.read()}
+        """Return what is noted and not yet written, and how many rows have been."""
+        return {"pending": self.read(), "rows": self._row_count}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
-        """Go on from `step`: what was noted then is noted again, and records after it are taken back."""
+        """Go on from `step`: what was noted then is noted again, and rows written after it are taken back."""
         self._pending = {name: list(values) for name, values in state["pending"].items()}
         self._first_step = step + 1
         self.close()
         if self._jsonl_file is not None and self._jsonl_file.is_file():
-            kept = [
-                line for line in self._jsonl_file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
-            ]
+            kept = _lines(self._jsonl_file)[: state["rows"]]
             part = self._jsonl_file.with_name(self._jsonl_file.name + ".part")
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             part.replace(self._jsonl_file)
+            self._row_count = len(kept)
 
     def close(self) -> None:
         """Finish the files; the log can be written to again."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        if self._rows is not None:
-            self._rows.close()
-            self._rows = None
+        events, rows = self._events, self._rows
+        self._events = self._rows = None
+        with contextlib.suppress(OSError):
+            if events is not None:
+                events.close()
+        with contextlib.suppress(OSError):
+            if rows is not None:
+                rows.close()
 
 
-def _step_of(line: str) -> float:
-    """Return the step of a row; infinity for a row that was cut short."""
+def check_name(name: str) -> None:
+    """Refuse a name that the metric line could not carry.
+
+    Raises:
+        SmkitError: It is empty, or holds a space or an equals sign.
+    """
+    if not name or any(character in name for character in " =\n"):
+        raise SmkitError(
+            f"a metric cannot be called {name!r}",
+            where="the metric",
+            fix="use a name like 'train/loss': no spaces, no '='",
+        )
+
+
+def _number(name: str, value: Any) -> float:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise SmkitError(f"'{name}' is {value!r:.60}", where="log()", fix="log a number or a tensor of one") from error
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the whole rows of a file; one that was cut short is none."""
+    if not file.is_file():
+        return []
+    return [
+        line.rstrip("\n") for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"
+    ]

@@ -29,7 +29,7 @@ class Monitor:
                 fix="set monitor to the name of a validation metric, and monitor_mode",
             )
         self.metric = metric
-        self._mode = mode
+        self.mode = mode
         self._patience = patience
         self.best_score: float | None = None
         """Score of the best validation so far: the metric, or its negative if smaller is better."""
@@ -58,7 +58,7 @@ class Monitor:
                 where="hyperparameter 'monitor'",
                 fix="use one of these names, or return it from validation_step",
             )
-        score = values[name] if self._mode == "max" else -values[name]
+        score = values[name] if self.mode == "max" else -values[name]
         is_best = math.isfinite(score) and (self.best_score is None or score > self.best_score)
         if is_best:
             self.best_score = score

@@ -5,18 +5,22 @@ Each check is a plain function of what it checks; the order of checks is the tra
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from smkit.errors import ConfigurationError, DataError, SmkitError
 
 L = TypeVar("L", bound=DataLoader[Any])
+
+P = TypeVar("P")
 
 
 def settings_of(trainer: type, base: type) -> Any:
@@ -76,6 +80,15 @@ def unwritable(directory: Path, error: OSError, kept: Path | None = None) -> Smk
     )
 
 
+def not_to_be_logged(name: str, *, is_validating: bool) -> SmkitError:
+    """Return the error of a `log` call that would mix two things up."""
+    if is_validating:
+        return SmkitError(
+            f"log('{name}') in a validation", where="validation_step", fix="return the metric by name instead"
+        )
+    return SmkitError(f"'{name}' is logged by the loop itself", where="log()", fix="drop the call, or use another name")
+
+
 def step_scheduler(scheduler: Any) -> LRScheduler | None:
     """Return a scheduler that is stepped once per optimizer step, which is what the loop does."""
     if isinstance(scheduler, ReduceLROnPlateau):
@@ -109,6 +122,44 @@ def with_same_classes(train: DataLoader[Any], validation: L) -> L:
         where="the data sets of both channels",
         fix="give both the same classes, for a label is an index among them, or number them in `build_dataset`",
     )
+
+
+def built(part: Any, kind: type[P], method: str) -> P:
+    """Return what a `build_` method returned, if it is what it should be."""
+    if not isinstance(part, kind):
+        raise ConfigurationError(
+            f"returned {part!r:.60}", where=method, fix=f"return a {kind.__module__}.{kind.__name__}"
+        )
+    return part
+
+
+def require_own_parameters(optimizer: Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that trains what is no part of the model: it would neither be saved nor exported."""
+    if isinstance(optimizer, LBFGS):
+        raise ConfigurationError(
+            "LBFGS evaluates the model several times in a step, which the loop does not do",
+            where="build_optimizer",
+            fix="return another optimizer, or write a loop of your own from smkit's parts",
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    foreign = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
+    if foreign:
+        raise ConfigurationError(
+            f"{foreign} of the optimizer's parameters are not the model's, and would be neither saved nor exported",
+            where="build_optimizer",
+            fix="build it from the `model` that it is given, and make every trained module a part of that model",
+        )
+
+
+def require_no_near_miss(channels: Sequence[str], wanted: str) -> None:
+    """Refuse a channel whose name is nearly the one that is looked for: a typo would cost the validation."""
+    near = difflib.get_close_matches(wanted, channels, 1, 0.7) or [name for name in channels if name[:3] == wanted[:3]]
+    if near:
+        raise ConfigurationError(
+            f"there is a channel '{near[0]}' and none '{wanted}', which validation_step is written for",
+            where="the channels of this run",
+            fix=f"call the channel '{wanted}', or set `validation_channel = '{near[0]}'` in the trainer's class",
+        )
 
 
 def nothing_to_monitor(metric: str, missing: str) -> ConfigurationError:

@@ -29,7 +29,7 @@ class Progress:
         self._recent = deque([(time.monotonic(), first_step)], maxlen=_RATE_DRAWS)
         self._note = ""
         self._is_drawn = False
-        self.due = 0.0 if sys.stderr.isatty() else float("inf")
+        self.due = 0.0 if sys.stderr is not None and sys.stderr.isatty() else float("inf")
         """Time, by `time.monotonic()`, from which the line wants to be drawn again."""
 
     def draw(self, step: int, samples_per_step: int) -> None:
@@ -45,16 +45,23 @@ class Progress:
         speed = f"{rate * samples_per_step:,.0f} samples/s"
         line = f"{bar} {step:,}/{self._total:,} steps · {speed} · {left} left{self._note}"
         width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write("\r" + line[:width] + "\x1b[K")
-        sys.stderr.flush()
-        self._is_drawn = True
+        self._is_drawn = self._write("\r" + line[:width] + "\x1b[K")
 
     def clear(self) -> None:
         """Take the line away, so that something else can be written."""
         if self._is_drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            self._write("\r\x1b[K")
             self._is_drawn = False
+
+    def _write(self, text: str) -> bool:
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except OSError:
+            # The terminal has gone away; the training goes on without it.
+            self.due = float("inf")
+            return False
+        return True
 
     def note(self, text: str) -> None:
         """Show `text` at the end of the line from now on."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import sysconfig
 import traceback
@@ -20,10 +21,12 @@ _OTHER_PEOPLES_CODE = tuple(
     {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent), "<"}
 )
 
+_LAST_LINE = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt|Iteration|Warning)\b", re.MULTILINE)
+
 
 def say(text: str) -> None:
     """Write `text` to stderr in one piece; a reader that has gone away is no reason to fail."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -44,7 +47,11 @@ def failure_text(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(type(error), error)).strip()
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    # torch puts the whole traceback of a worker process into the message; what happened stands at its end.
+    first, _, rest = text.partition("Original Traceback (most recent call last):")
+    ends = list(_LAST_LINE.finditer(rest))
+    return f"{rest[ends[-1].start() :].strip()} ({first.strip()})" if ends else text
 
 
 def _is_foreign(filename: str) -> bool:
@@ -65,12 +72,12 @@ def write_failure(output_dir: Path, text: str) -> None:
 def end(error: BaseException, *, program: str, output_dir: Path | None) -> int:
     """Say why the process ends, note it in the failure file, and return the exit status."""
     text = failure_text(error)
+    if output_dir is not None:
+        write_failure(output_dir, text)
     if not isinstance(error, SmkitError):
         say("".join(traceback.format_exception(error)).rstrip())
     else:
         say(f"{program}: {text}")
-    if output_dir is not None:
-        write_failure(output_dir, text)
     return error.exit_status if isinstance(error, SmkitError) else 1
 
 

@@ -7,10 +7,10 @@ monitor: leave one out, and a resumed run is another run.
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,21 +24,61 @@ from smkit.errors import CheckpointError, DataError
 from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
 from smkit.randomness import random_state, restore_random_state
+from smkit.state import flatten
 
 
-@dataclass(frozen=True)
+class Stateful(Protocol):
+    """What has a state of its own that a resumed run must find again."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
 class RunState:
-    """The parts of one run; `hyperparameters` are saved to name what was changed when a resume does not fit."""
+    """The parts of one run.
 
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    placement: Placement
-    loader: Loader
-    log: MetricLog
-    monitor: Monitor
-    loss_guard: LossGuard
-    hyperparameters: Mapping[str, Any]
+    Args:
+        model: Its weights and buffers.
+        optimizer: As it was built; its state is loaded later.
+        scheduler: As it was built, or None.
+        placement: For the gradient scaler.
+        loader: For the position in the data.
+        log: For what is noted and not yet written.
+        monitor: For the best score so far.
+        loss_guard: For the losses that overflowed.
+        own: What the user's trainer remembers besides.
+        hyperparameters: Saved to name what was changed since.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        placement: Placement,
+        loader: Loader,
+        log: MetricLog,
+        monitor: Monitor,
+        loss_guard: LossGuard,
+        own: Stateful,
+        hyperparameters: Mapping[str, Any],
+    ) -> None:
+        self.model = model
+        self.monitor = monitor
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._loader = loader
+        self._log = log
+        self._loss_guard = loss_guard
+        self._parts: dict[str, Stateful] = {
+            "placement": placement,
+            "monitor": monitor,
+            "loss_guard": loss_guard,
+            "own": own,
+        }
+        self._hyperparameters = dict(hyperparameters)
+        self._built = _as_built(optimizer, scheduler, monitor)
 
     def capture(self, step: int) -> dict[str, Any]:
         """Return the state of every part; tensors are the live ones, for a CheckpointStore copies them.
@@ -46,59 +86,71 @@ class RunState:
         Raises:
             SmkitError: A loss up to `step` is no number; such a state is not worth keeping.
         """
-        self.loss_guard.check(self.log.read().get("train/loss", []), last_step=step, are_final=False)
+        self._loss_guard.check(self._log.read().get("train/loss", []), last_step=step, are_final=False)
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "placement": self.placement.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
             "random": random_state(),
-            "data": self.loader.state_dict(),
-            "metrics": self.log.state_dict(),
-            "monitor": self.monitor.state_dict(),
-            "loss_guard": self.loss_guard.state_dict(),
-            "hyperparameters": dict(self.hyperparameters),
+            "data": self._loader.state_dict(),
+            "metrics": self._log.state_dict(),
+            "hyperparameters": self._hyperparameters,
+            "built": self._built,
+            **{name: dict(part.state_dict()) for name, part in self._parts.items()},
         }
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
-        """Put every part back, and return the hyperparameters that are others now: `learning_rate: 0.1, now 0.01`.
+        """Put every part back, and return the settings that are others now: `learning_rate: 0.1, now 0.01`.
 
         Raises:
-            CheckpointError: The checkpoint belongs to another model, optimizer or data set.
+            CheckpointError: The checkpoint belongs to another model, optimizer, schedule or data set.
         """
         state = checkpoint.state
-        differences = _differences(state["hyperparameters"], self.hyperparameters)
+        differences = _differences(state["hyperparameters"], self._hyperparameters)
         changed = [difference for difference in differences if not difference.startswith(_FREE)]
+        other = _differences(state["built"]["fixed"], self._built["fixed"])
+        if other:
+            raise _does_not_fit(checkpoint, f"it was built with another {'; '.join(other)}", changed)
         try:
-            self.loader.load_state_dict(state["data"])
+            self._loader.load_state_dict(state["data"])
         except DataError as error:
             raise _does_not_fit(checkpoint, error.what, changed) from error
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Error(s) in" not in line]
             raise _does_not_fit(checkpoint, " ".join(lines[:5]), changed) from error
-        self._restore_scheduler(checkpoint, changed)
-        self.placement.load_state_dict(state["placement"])
-        self.log.load_state_dict(state["metrics"], checkpoint.step)
-        self.monitor.load_state_dict(state["monitor"])
-        self.loss_guard.load_state_dict(state["loss_guard"])
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self._log.load_state_dict(state["metrics"], checkpoint.step)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         restore_random_state(state["random"])
-        return changed
+        return [*changed, *_differences(state["built"]["options"], self._built["options"], "optimizer")]
 
-    def _restore_scheduler(self, checkpoint: Checkpoint, changed: list[str]) -> None:
-        """Put the schedule back; refuse one made for another length, whose end would come at a wrong step."""
-        saved = checkpoint.state["scheduler"]
-        name = type(self.scheduler).__name__
-        if self.scheduler is None or saved is None:
-            if self.scheduler is not None or saved is not None:
-                raise _does_not_fit(checkpoint, "only one of the two runs has a scheduler", changed)
-            return
-        other = [text for text in _differences(saved, self.scheduler.state_dict()) if not text.startswith(_MOVING)]
-        if other:
-            raise _does_not_fit(checkpoint, f"its {name} has {'; '.join(other)}", changed)
-        self.scheduler.load_state_dict(saved)
+
+_RATES = frozenset({"base_lrs", "_last_lr", "max_lrs"})
+"""Parts of a schedule that follow from the learning rate, which a run may be given anew."""
+
+
+def _as_built(optimizer: Optimizer, scheduler: LRScheduler | None, monitor: Monitor) -> dict[str, Any]:
+    """Return what the parts were built with, before a step or a checkpoint has changed them.
+
+    `fixed` must be the same when a run is resumed: a schedule made for another length would end at a wrong step.
+    """
+    schedule = {} if scheduler is None else copy.deepcopy(scheduler.state_dict())
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return {
+        "fixed": {
+            "optimizer": type(optimizer).__name__,
+            "scheduler": None if scheduler is None else type(scheduler).__name__,
+            "schedule": {name: value for name, value in schedule.items() if name not in _RATES},
+            "monitor": monitor.metric,
+            "monitor_mode": monitor.mode,
+        },
+        "options": copy.deepcopy(groups),
+    }
 
 
 _SECONDS_TO_CLOSE = 60.0
@@ -119,10 +171,13 @@ class Saves:
         self._every_seconds = every_seconds
         # Adam's state and the weights; only the order of magnitude matters.
         self._size_bytes = 3 * sum(parameter.nbytes for parameter in run.model.parameters())
-        self._note_saved(0, stall_seconds=0.0)
+        self._durable: tuple[int, int] | None = None
+        self._begun = (0, 0)
+        self._note(0, stall_seconds=0.0)
 
-    def _note_saved(self, step: int, stall_seconds: float) -> None:
-        self._saved_step = step
+    def _note(self, step: int, stall_seconds: float) -> None:
+        """Note which state was handed to the store: its step, and the last validation that it knows of."""
+        self._begun = (step, self._run.monitor.judged_step)
         self.due_time = time.monotonic() + checkpoint_interval(self._every_seconds, stall_seconds, self._size_bytes)
         """When the next save is due, by `time.monotonic()`."""
 
@@ -132,28 +187,40 @@ class Saves:
         if checkpoint is None:
             return None
         changed = self._run.restore(checkpoint)
-        self._note_saved(checkpoint.step, stall_seconds=0.0)
+        self._note(checkpoint.step, stall_seconds=0.0)
+        self._durable = self._begun
         return checkpoint.step, changed
 
     def save_if_due(self, step: int) -> None:
         """Begin a save if it is time for one, there is something new, and none is in flight."""
-        if time.monotonic() >= self.due_time and step > self._saved_step and not self._store.is_saving:
+        if time.monotonic() >= self.due_time and step > self._begun[0] and not self._store.is_saving:
             self.save(step)
 
     def save(self, step: int, score: float | None = None) -> None:
         """Begin a save; `score` is how good the model is, if that is known."""
-        self._note_saved(step, self._store.start(step, self._run.capture(step), score=score))
+        self._note(step, self._store.start(step, self._run.capture(step), score=score))
 
     def finish(self, step: int) -> None:
-        """Return when `step` is saved.
+        """Return when the run, as it is after `step`, is on the disk.
 
         Raises:
             CheckpointError: It could not be saved.
         """
         self._store.wait()
-        if step > self._saved_step:
+        if self._store.saved_step == self._begun[0]:
+            self._durable = self._begun
+        if step and self._durable != (step, self._run.monitor.judged_step):
             self._store.save(step, self._run.capture(step))
-            self._note_saved(step, stall_seconds=0.0)
+            self._note(step, stall_seconds=0.0)
+            self._durable = self._begun
+
+    def check(self) -> None:
+        """Refuse, before any training, a run whose state no checkpoint could hold.
+
+        Raises:
+            CheckpointError: It names the value.
+        """
+        flatten(self._run.capture(0))
 
     def close(self) -> None:
         """Let a save that is in flight come to its end, even if the run has failed; a disk that hangs is left alone."""
@@ -162,7 +229,10 @@ class Saves:
 
     def use_best_model(self, score: float) -> int | None:
         """Put the weights with this score back; return their step, None if they are damaged or gone."""
-        best = self._store.best()
+        try:
+            best = self._store.best()
+        except CheckpointError:
+            return None
         if best is None or best.score != score:
             return None
         self._run.model.load_state_dict(best.state["model"])
@@ -172,13 +242,18 @@ class Saves:
 _FREE = ("epochs:", "max_steps:", "log_every_", "validate_every_", "checkpoint_every_", "early_stopping_")
 """Hyperparameters that say how long and how closely, and change nothing of what is trained."""
 
-_MOVING = ("_", "last_epoch", "base_lrs", "verbose")
-"""Parts of a scheduler's state that change as it steps, or with the learning rate."""
 
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [name for name in now if before.get(name, now[name]) != now[name]]
-    return [f"{name}: {before[name]}, now {now[name]}" for name in names]
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """Return what differs, at any depth, as `name: before, now after`; what only one side has is passed over."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        pairs = [(key, before[key], now[key]) for key in now if key in before and key not in _RATES]
+    elif isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)) and len(before) == len(now):
+        pairs = list(zip(range(len(now)), before, now, strict=True))
+    else:
+        is_same = before is now or repr(before) == repr(now)
+        return [] if is_same else [f"{name}: {before}, now {now}"]
+    prefix = f"{name}." if name else ""
+    return [text for key, old, new in pairs for text in _differences(old, new, f"{prefix}{key}")]
 
 
 def _does_not_fit(checkpoint: Checkpoint, why: str, changed: list[str]) -> CheckpointError:

@@ -110,7 +110,7 @@ def _complaint(
     place, value = _given(location[depth:], values.get(option.name))
     is_shown = option.name in values and not is_secret(option.annotation)
     given = (f" (got {_short(value)})" if is_shown else "") + _nearest(value, option)
-    return f"{_source(option.name, origins)}: {option.name}{place}", _wish(detail, option), given
+    return f"{_source(option.name, origins)}: {option.name}{place}", _wish(detail, option, place), given
 
 
 def _source(name: str, origins: Mapping[str, str]) -> str:
@@ -140,11 +140,12 @@ _TYPES = {
 }
 
 
-def _wish(detail: Mapping[str, Any], option: Option) -> str:
+def _wish(detail: Mapping[str, Any], option: Option, place: str) -> str:
     kind: str = detail["type"]
     wanted = _TYPES.get(kind.partition("_")[0])
     if wanted is not None:
-        return f" must be {wanted}" + (" or none" if type(None) in members(option.annotation) else "")
+        may_be_none = not place and type(None) in members(option.annotation)
+        return f" must be {wanted}" + (" or none" if may_be_none else "")
     if kind == "missing":
         return f" lacks '{detail['loc'][-1]}'"
     if kind == "extra_forbidden":
@@ -154,7 +155,7 @@ def _wish(detail: Mapping[str, Any], option: Option) -> str:
         return ": " + message.removeprefix("Value error, ")
     wish = re.sub(r"^\w+ should", "must", message.split(", unable to", maxsplit=1)[0])
     wish = wish.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
-    return " " + wish.replace(" after validation", "")
+    return " " + wish.replace(" after validation", "").replace("a valid string", "a text")
 
 
 def _either(wishes: Sequence[str]) -> str:

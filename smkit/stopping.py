@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 from smkit import contract
 
+_LAST_WORDS_SECONDS = 2.0
+
 
 class StopRequest:
     """Whether this process was asked to stop, and by which signal."""
@@ -64,7 +66,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _end_process(self, on_deadline: Callable[[], None]) -> None:
-        try:
-            on_deadline()
-        finally:
-            os._exit(self.exit_status)
+        # What is to be said may hang on the very disk that made the deadline pass.
+        last_words = threading.Thread(target=on_deadline, daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_SECONDS)
+        os._exit(self.exit_status)

@@ -27,6 +27,7 @@ from smkit.data.layouts import open_dataset
 from smkit.data.loader import Loader, make_loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError
+from smkit.export import write_weights
 from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
 from smkit.progress import Progress, duration
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from smkit.hyperparameters import Hyperparameters
 
 logger = logging.getLogger(__name__)
+
+_OWN_METRICS = frozenset({"train/loss", "train/grad_norm", "train/learning_rate"})
 
 HP = TypeVar("HP", bound="Hyperparameters", default="Hyperparameters")
 
@@ -111,21 +114,22 @@ class Trainer(ABC, Generic[HP]):
         raise NotImplementedError
 
     def export_model(self, directory: Path) -> None:
-        """Write the finished model into `directory`; by default its weights, as model.safetensors."""
-        from safetensors.torch import save_model
+        """Write the finished model, in evaluation mode, to `directory`; by default its weights: model.safetensors."""
+        write_weights(self.model, directory / "model.safetensors")
 
-        file = directory / "model.safetensors"
-        part = file.with_name(file.name + ".part")
-        part.touch()
-        mode = part.stat().st_mode
-        save_model(self.model, str(part))
-        # The library lets nobody but the owner read what it writes.
-        part.chmod(mode)
-        part.replace(file)
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the run remembers besides model, optimizer and schedule: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up, on resume, what `state_dict` has returned."""
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Note a metric within a step; its mean appears in the next record. A tensor stays on its device until then."""
-        self._log.add(name, value)
+        """Note a metric within a training step; its mean appears in the next record. A tensor stays on its device."""
+        if name in _OWN_METRICS or not self.model.training:
+            raise preflight.not_to_be_logged(name, is_validating=not self.model.training)
+        # A copy: a parameter or a buffer would have changed by the time it is read.
+        self._log.add(name, value.detach().clone() if isinstance(value, Tensor) else value)
 
     # --- the process --------------------------------------------------------------------------------------------------
 
@@ -147,6 +151,12 @@ class Trainer(ABC, Generic[HP]):
         except KeyboardInterrupt:
             report.say(f"{program}: interrupted; {context.checkpoint_dir} holds what was saved")
             sys.exit(contract.INTERRUPTED_EXIT_STATUS)
+        except SystemExit as end:
+            if not end.code:
+                # SageMaker would take a script that leaves in mid-training for one that has finished.
+                report.say(f"{program}: something called sys.exit() before the training was done")
+                sys.exit(1)
+            raise
         except Exception as error:
             sys.exit(report.end(error, program=program, output_dir=context.output_dir))
         sys.exit(0)
@@ -169,20 +179,27 @@ class Trainer(ABC, Generic[HP]):
             export the model (the best one, if a metric is monitored)
 
         Returns:
-            The latest value of every metric.
+            The latest value of every metric that was written.
 
         Raises:
             SmkitError: Something that the user can mend, with what, where and how.
             SystemExit: Status 143, after SIGTERM and a checkpoint.
             KeyboardInterrupt: After Ctrl-C and a checkpoint; at once after a second one.
         """
+        self.step, self._stop, self._record = 0, StopRequest(), {}
         with self._stop.listening(on_deadline=self._miss_deadline):
             try:
                 self._prepare()
                 while not self._is_finished():
                     batches = iter(self._loader)
                     for sizes in self._loader.groups():
-                        self._train_on(batches, sizes)
+                        try:
+                            self._train_on(batches, sizes)
+                        except RuntimeError:
+                            # A request to stop that reaches the worker processes too takes their data away.
+                            if self._stop:
+                                self._leave()
+                            raise
                         if (
                             self.step >= self._event_step
                             or time.monotonic() >= self._event_time
@@ -212,15 +229,17 @@ class Trainer(ABC, Generic[HP]):
         self._validation_loader = self._make_validation_loader()
         steps = hp.epochs * self._loader.steps_per_epoch
         self.total_steps = steps if hp.max_steps is None else min(steps, hp.max_steps)
-        self.model = self.build_model().to(self.placement.device)
-        self.optimizer = self.build_optimizer(self.model)
+        self.model = preflight.built(self.build_model(), nn.Module, "build_model").to(self.placement.device)
+        if not self.model.training:
+            self.model.train()
+        self.optimizer = preflight.built(self.build_optimizer(self.model), Optimizer, "build_optimizer")
+        preflight.require_own_parameters(self.optimizer, self.model)
         self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         metrics_file = context.output_data_dir / "metrics.jsonl"
         self._log = MetricLog(metrics_file, contract.tensorboard_dir(context.output_dir))
         self._resume()
         self._progress = Progress(self.total_steps, self.step)
-        self.model.train()
+        self._logged_step = self.step - len(self._log.read().get("train/loss", []))
         self._begin_interval()
         self._between_steps()
 
@@ -241,6 +260,8 @@ class Trainer(ABC, Generic[HP]):
         has_channel = self.context.has_channel(self.validation_channel)
         if is_written and has_channel:
             return preflight.with_same_classes(self._loader, self._make_loader(self.validation_channel, shuffle=False))
+        if is_written:
+            preflight.require_no_near_miss([channel.name for channel in self.context.channels], self.validation_channel)
         if self._monitor.metric is not None:
             missing = f"channel '{self.validation_channel}'" if is_written else "validation_step"
             raise preflight.nothing_to_monitor(self._monitor.metric, missing)
@@ -257,9 +278,11 @@ class Trainer(ABC, Generic[HP]):
             log=self._log,
             monitor=self._monitor,
             loss_guard=self._loss_guard,
+            own=self,
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
         self._saves = Saves(run, CheckpointStore(self.context.checkpoint_dir), self.hp.checkpoint_every_seconds)
+        self._saves.check()
         resumed = self._saves.resume()
         if resumed is None:
             report.say(self._start_text("new start"))
@@ -267,7 +290,7 @@ class Trainer(ABC, Generic[HP]):
         self.step, changed = resumed
         report.say(self._start_text(f"goes on after step {self.step:,}"))
         for change in changed:
-            report.say(f"note: this run goes on with another {change}; the optimizer keeps what the checkpoint holds")
+            report.say(f"note: goes on with another {change}; optimizer and schedule keep what the checkpoint holds")
 
     def _start_text(self, start: str) -> str:
         """Return the table of what was resolved, and where each setting came from."""
@@ -307,7 +330,7 @@ class Trainer(ABC, Generic[HP]):
                 loss = loss * (size / total)
             placement.backward(loss)
             mean_loss = loss.detach() if mean_loss is None else mean_loss + loss.detach()
-        norm = placement.step(self.optimizer, self._parameters, self.hp.max_grad_norm)
+        norm = placement.step(self.optimizer, self._clipped_parameters(), self.hp.max_grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None and not placement.skipped:
             self.scheduler.step()
@@ -317,6 +340,12 @@ class Trainer(ABC, Generic[HP]):
             self._log.add("train/loss", mean_loss)
         if norm is not None:
             self._log.add("train/grad_norm", norm)
+
+    def _clipped_parameters(self) -> list[Tensor]:
+        """Return what the optimizer trains by now, if gradients are clipped."""
+        if self.hp.max_grad_norm is None:
+            return []
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def epoch(self) -> int:
@@ -329,7 +358,7 @@ class Trainer(ABC, Generic[HP]):
     def _between_steps(self) -> None:
         """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
         hp = self.hp
-        if self.step > self._interval_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
+        if self.step > self._logged_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
             self._write_metrics()
         if self._validation_loader is not None and self._is_validation_due():
             self._validate(self._validation_loader)
@@ -346,17 +375,17 @@ class Trainer(ABC, Generic[HP]):
     def _write_metrics(self) -> None:
         losses = self._log.read().get("train/loss", [])
         self._loss_guard.check(losses, last_step=self.step, are_final=True)
-        seconds = max(time.monotonic() - self._interval_began, 1e-9)
+        values = {"train/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
         steps = self.step - self._interval_step
-        values = {
-            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-            "train/samples_per_second": steps * self.hp.batch_size / seconds,
-            "train/data_wait_percent": 100 * self._waited_seconds / seconds,
-            "train/eta_seconds": (self.total_steps - self.step) * seconds / steps,
-        }
+        if steps:
+            seconds = max(time.monotonic() - self._interval_began, 1e-9)
+            values["train/samples_per_second"] = steps * self.hp.batch_size / seconds
+            values["train/data_wait_percent"] = 100 * self._waited_seconds / seconds
+            values["train/eta_seconds"] = (self.total_steps - self.step) * seconds / steps
         self._progress.clear()
         self._record |= self._log.write(self.step, self.epoch, values)
         self._progress.note(f"loss {self._record['train/loss']:.4g}")
+        self._logged_step = self.step
         self._begin_interval()
 
     def _is_validation_due(self) -> bool:
@@ -379,7 +408,9 @@ class Trainer(ABC, Generic[HP]):
         """Save where the run stands, and leave with the status of the signal."""
         self._progress.clear()
         interrupted = self._stop.exit_status == contract.INTERRUPTED_EXIT_STATUS
-        outcome = f"step {self.step:,} is saved in {self.context.checkpoint_dir}"
+        outcome = (
+            f"step {self.step:,} is saved in {self.context.checkpoint_dir}" if self.step else "nothing was trained yet"
+        )
         try:
             self._saves.finish(self.step)
         except CheckpointError as error:
@@ -395,7 +426,7 @@ class Trainer(ABC, Generic[HP]):
 
     def _finish(self) -> None:
         """Save the last state, put the best weights back, write the model and its settings."""
-        if self.step > self._interval_step:
+        if self.step > self._logged_step:
             self._write_metrics()
         try:
             self._saves.finish(self.step)
@@ -404,6 +435,7 @@ class Trainer(ABC, Generic[HP]):
         which = self._use_best_model()
         preflight.require_numbers(self.model)
         directory = self.context.model_dir
+        self.model.eval()
         try:
             self.export_model(directory)
             self.context.save_settings(directory)

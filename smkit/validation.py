@@ -5,6 +5,7 @@ The training does not notice it: no gradient, no change of mode, no random numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from smkit.data.loader import Loader
 from smkit.device import Placement
 from smkit.errors import SmkitError
+from smkit.metrics import check_name
 from smkit.randomness import random_state_kept
 from smkit.stopping import StopRequest
 
@@ -28,10 +30,12 @@ def validate(
     """Return the mean of each metric that `step` returns, over all samples of `loader`; None if a stop came between."""
     means = SampleMeans()
     sizes = loader.groups()
-    was_training = model.training
+    position = loader.state_dict()
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with random_state_kept(), torch.inference_mode():
+        # Not inference_mode: what a model caches in it could never be trained with.
+        with random_state_kept(), torch.no_grad():
             for batch in loader:
                 if stop:
                     return None
@@ -44,7 +48,10 @@ def validate(
                 for name, value in metrics.items():
                     means.add(f"validation/{name}", value, samples)
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
+        # Each validation is the same pass, for whatever workers draw depends on the epoch.
+        loader.load_state_dict(position)
     return means.result()
 
 
@@ -57,13 +64,17 @@ class SampleMeans:
 
     def add(self, name: str, value: Any, samples: int) -> None:
         """Note a batch: a mean over its `samples`, a tensor `(samples,)` of values, or a pair `(sum, count)`."""
-        total, count = value if isinstance(value, tuple) else self._weighted(name, value, samples)
+        check_name(name)
+        total, count = _pair(name, value) if isinstance(value, tuple) else self._weighted(name, value, samples)
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0) + count
 
     def _weighted(self, name: str, value: Any, samples: int) -> tuple[Tensor | float, int]:
         if not isinstance(value, Tensor):
-            return float(value) * samples, samples
+            try:
+                return float(value) * samples, samples
+            except (TypeError, ValueError) as error:
+                raise _no_metric(name, value) from error
         if value.numel() == 1 and (value.dim() == 0 or samples == 1):
             return value.detach().reshape(()).double() * samples, samples
         if value.shape == (samples,):
@@ -75,5 +86,22 @@ class SampleMeans:
         )
 
     def result(self) -> dict[str, float]:
-        """Return the mean of each name."""
-        return {name: float(total) / float(self._counts[name]) for name, total in self._sums.items()}
+        """Return the mean of each name; NaN where nothing was counted."""
+        counts = {name: float(count) for name, count in self._counts.items()}
+        return {name: float(total) / counts[name] if counts[name] else math.nan for name, total in self._sums.items()}
+
+
+def _pair(name: str, value: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return sum and count as numbers that can be added up without loss."""
+    if len(value) != 2:
+        raise _no_metric(name, value)
+    total, count = (part.detach().double().sum() if isinstance(part, Tensor) else part for part in value)
+    return total, count
+
+
+def _no_metric(name: str, value: object) -> SmkitError:
+    return SmkitError(
+        f"'{name}' is {value!r:.60}",
+        where="validation_step",
+        fix="return a number, a mean over the batch, one value per sample, or a pair (sum, count)",
+    )

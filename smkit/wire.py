@@ -19,7 +19,7 @@ from typing import Any, get_args
 from pydantic import SecretBytes, SecretStr, ValidationError
 
 from smkit import contract
-from smkit.annotations import choices, is_mapping, is_secret, is_sequence, is_text, members, takes_text
+from smkit.annotations import choices, is_mapping, is_secret, is_sequence, is_text, members, nested_model, takes_text
 from smkit.errors import ConfigurationError
 from smkit.hyperparameters import Hyperparameters
 
@@ -155,16 +155,25 @@ def _decode_container(text: str, some: Sequence[Any], *, has_text: bool) -> Any:
 
 
 def _decode_pairs(text: str, mapping: Any) -> dict[str, Any]:
-    arguments = get_args(mapping)
     pairs: dict[str, Any] = {}
     for part in text.split(","):
-        key, equals, item = part.partition("=")
-        value = decode(item, arguments[-1] if arguments else Any)
+        name, equals, item = part.partition("=")
+        key = name.strip()
+        value = decode(item, _annotation_of(key, mapping))
         # A bracket that is not closed before the comma: this is the toolkit's text of a dict that holds a list.
         if not equals or (isinstance(value, str) and value[:1] in ("[", "{") and value == item):
             raise ValueError("""cannot be read as KEY=VALUE,...; write it as JSON, like '{"a": [1, 2]}'""")
-        pairs[key.strip()] = value
+        pairs[key] = value
     return pairs
+
+
+def _annotation_of(key: str, mapping: Any) -> Any:
+    model = nested_model(mapping)
+    if model is not None:
+        field = model.model_fields.get(key.replace("-", "_"))
+        return str if field is None else field.annotation
+    arguments = get_args(mapping)
+    return arguments[-1] if arguments else Any
 
 
 # --- value -> wire ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What tests of several rooms share: the digits as channels, and a clean environment."""
 
+import importlib.util
 import os
 import runpy
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
+
+# Without torch, the modules that are about the training wing cannot even be imported.
+if importlib.util.find_spec("torch") is None:
+    _modules = Path(__file__).parent.glob("test_*.py")
+    collect_ignore = [path.name for path in _modules if "\npytestmark = pytest.mark.train\n" in path.read_text()]
 
 
 @pytest.fixture(scope="session")

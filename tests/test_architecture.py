@@ -22,13 +22,13 @@ ALLOWED = {
     "wire": {"annotations", "contract", "errors", "hyperparameters"},
     # configuration, torch-free
     "arguments": {"annotations", "contract", "hyperparameters"},
-    "sources": {"annotations", "arguments", "contract", "hyperparameters", "wire"},
+    "sources": {"annotations", "arguments", "contract", "wire"},
     "settings": {"annotations", "arguments", "hyperparameters", "sources"},
     "facts": {"contract", "sources"},
     "report": {"contract", "errors"},
     "context": {"annotations", "arguments", "errors", "facts", "hyperparameters", "report", "settings", "sources"},
     "argparse_doors": {
-        *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources", "wire"),
+        *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources"),
     },
     # training wing
     "data": set(),
@@ -49,12 +49,15 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "preflight": {"errors", "hyperparameters"},
-    "validation": {"data.loader", "device", "errors", "randomness", "stopping"},
-    "run_state": {"cadence", "checkpoint", "data.loader", "device", "errors", "metrics", "monitor", "randomness"},
+    "export": {"errors"},
+    "validation": {"data.loader", "device", "errors", "metrics", "randomness", "stopping"},
+    "run_state": {
+        *("cadence", "checkpoint", "data.loader", "device", "errors", "metrics", "monitor", "randomness", "state"),
+    },
     "trainer": {
         *("cadence", "checkpoint", "context", "contract", "data.layouts", "data.loader", "device", "errors", "facts"),
         *("hyperparameters", "metrics", "monitor", "preflight", "progress", "randomness", "report", "run_state"),
-        *("stopping", "validation"),
+        *("export", "stopping", "validation"),
     },
     # launch wing
     "job": {"errors"},
@@ -68,7 +71,7 @@ LIBRARIES = {
     "PIL": {"data.images"},
     "simplejpeg": {"data.images"},
     "numpy": {"data.fetch", "data.images", "data.layouts", "randomness", "state"},
-    "safetensors": {"data.layouts", "trainer"},
+    "safetensors": {"data.layouts", "export"},
     "tensorboard": {"metrics"},
     "xxhash": {"manifest"},
     "pydantic": {"annotations", "arguments", "facts", "hyperparameters", "settings", "wire"},
@@ -140,7 +143,7 @@ def test_a_room_says_what_it_is_for_and_fits_in_the_head(room: str) -> None:
     assert ast.get_docstring(ROOMS[room])
     path = ROOT.joinpath(*room.split("."))
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-    assert text.count("\n") <= 430
+    assert text.count("\n") <= 470
 
 
 def test_no_room_bears_the_name_of_something_public() -> None:

@@ -56,6 +56,29 @@ print((logits.argmax(1).numpy() == arrays["labels"]).mean())
 
 @pytest.mark.train
 @pytest.mark.toolkit
+def test_a_job_that_is_stopped_goes_on_in_the_next_one(here: Path) -> None:
+    launch = """
+import itertools, smkit
+def launch(checkpoints):
+    return smkit.launch("train.py", source_dir="examples/digits", instance_type="local", checkpoint_dir=checkpoints,
+                        inputs={"train": "data/train", "validation": "data/validation"},
+                        hyperparameters={"epochs": 40, "log_every_steps": 10})
+stopped = launch("shared")
+next(line for line in stopped.logs() if "step=100 " in line)
+stopped.stop()
+assert stopped.status == "Stopped", stopped.status
+assert "stopped by SIGTERM: step" in "".join(stopped.logs())
+assert not list((stopped.service.model_dirs(stopped.name)[0]).iterdir())
+again, alone = launch("shared").wait(), launch("alone").wait()
+assert any("goes on after step" in line for line in again.logs())
+same = [(job.model_dir / "model.safetensors").read_bytes() for job in (again, alone)]
+assert same[0] == same[1]
+"""
+    run(sys.executable, "-c", launch, cwd=here)
+
+
+@pytest.mark.train
+@pytest.mark.toolkit
 @pytest.mark.parametrize("script", ["train.py", "train_smkit.py"])
 def test_an_argparse_script_is_launched_as_it_is(script: str, here: Path) -> None:
     launch = f"""

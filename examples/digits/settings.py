@@ -8,7 +8,7 @@ import smkit
 class DigitsSettings(smkit.Hyperparameters):
     """Classify scanned digits with a small network."""
 
-    epochs: int = Field(20, ge=1, description="passes over the training data")
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW learning rate at its peak")
-    hidden: int = Field(128, ge=1, description="width of the hidden layer")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of hidden units dropped while training")
+    epochs: int = Field(default=20, ge=1, description="passes over the training data")
+    learning_rate: float = Field(default=3e-3, gt=0, description="AdamW learning rate at its peak")
+    hidden: int = Field(default=128, ge=1, description="width of the hidden layer")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="share of hidden units dropped while training")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import random
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
@@ -125,6 +126,7 @@ def from_workers(
         sampler=_requests(indices, seeds),
         num_workers=num_workers,
         collate_fn=_Unpinned if pinned else _as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=pinned,
         # torch draws the workers' first seed from the global generator unless it is given another one.
         generator=torch.Generator(),
@@ -181,6 +183,11 @@ def _batch(answer: Any) -> Any:
     if isinstance(answer, SmkitError):
         raise answer
     return answer
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    """Let Ctrl-C, which a terminal sends to workers as well, be the parent's affair: it saves first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:
