@@ -21,6 +21,9 @@ from hypothesis import strategies as st
 from smkit.errors import ConfigurationError
 from smkit.launcher import launch
 
+# A launch is checked against this machine, too: without the toolkit there is one problem more.
+pytestmark = pytest.mark.toolkit
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
