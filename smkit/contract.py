@@ -82,10 +82,6 @@ class JobTree:
         return self.config_dir / "checkpointconfig.json"
 
     @property
-    def input_dir(self) -> Path:
-        return self.base / "input"
-
-    @property
     def data_dir(self) -> Path:
         """One folder per channel."""
         return self.base / "input" / "data"

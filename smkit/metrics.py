@@ -141,11 +141,6 @@ class MetricLog:
         points = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
 
-    @property
-    def has_pending(self) -> bool:
-        """Whether something is noted that no record holds yet."""
-        return bool(self._pending)
-
     def state_dict(self) -> dict[str, Any]:
         """Return what is noted and not yet written, and how many rows have been."""
         return {"pending": self.read(), "rows": self._row_count}

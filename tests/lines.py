@@ -48,6 +48,14 @@ class Run:
         self.directory = directory
         self.data = data
 
+    @classmethod
+    def within(cls, folder: Path) -> "Run":
+        """A run below `folder`, and a channel there that holds something."""
+        data = folder / "data"
+        data.mkdir()
+        (data / "present").touch()
+        return cls(folder / "run", data)
+
     def __call__(self, kind: type[Any], *arguments: str, channels: Sequence[str] = ("train",)) -> Any:
         places = [f"--channel={name}={self.data}" for name in channels]
         argv = [*arguments, *places, "--run-dir", str(self.directory)]

@@ -24,10 +24,7 @@ pytestmark = pytest.mark.train
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "present").touch()
-    return Run(tmp_path / "run", data)
+    return Run.within(tmp_path)
 
 
 def with_scheduler(build: Any) -> type[LineTrainer]:

@@ -28,16 +28,13 @@ pytestmark = pytest.mark.train
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "present").touch()
-    return folder
+def run(tmp_path: Path) -> Run:
+    return Run.within(tmp_path)
 
 
 @pytest.fixture
-def run(tmp_path: Path, data: Path) -> Run:
-    return Run(tmp_path / "run", data)
+def data(run: Run) -> Path:
+    return run.data
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
