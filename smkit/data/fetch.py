@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from smkit.data.layouts import Arrays
+from smkit.data.arrays import Arrays
 from smkit.data.order import derive_seed
 from smkit.errors import DataError, SmkitError
 

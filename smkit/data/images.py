@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from smkit.data.labels import Labels
+from smkit.data.source import Allocate, SampleError, Source, fingerprint_of
 from smkit.errors import ConfigurationError, DataError
 
 _FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
@@ -42,12 +43,16 @@ class PackedPaths:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def digest(self) -> int:
+        """Return a number that is another one for other paths."""
+        return fingerprint_of([self._offsets.tobytes(), self._bytes])
+
     def __getitem__(self, index: int) -> str:
         start, end = self._offsets[index : index + 2].tolist()
         return os.fsdecode(self._bytes[start:end])
 
 
-class Images(Dataset[tuple[Tensor, Tensor]]):
+class Images(Source):
     """Image files and their labels; a batch is `(images, labels)`, decoded when it is asked for.
 
     Images are uint8 (N, 3, H, W), RGB, in channels-last memory, labels int64 (N,). A step makes numbers of them where
@@ -70,9 +75,6 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         DataError: Images have several sizes, or one cannot be read. Without `size` a few are tried at once.
     """
 
-    classes: tuple[str, ...]
-    """Names of the classes, sorted: label i is class i. Empty where labels were integers from the start."""
-
     def __init__(
         self,
         root: Path,
@@ -94,20 +96,17 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([range(len(self))[index]])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def read(self, index: Tensor, allocate: Allocate) -> tuple[Tensor, Tensor]:
         """Return the batch of these samples; the decoders run in threads, as they do not need Python's lock."""
-        count = len(indices)
-        batch = torch.empty((count, *self.size, 3), dtype=torch.uint8)
+        samples = index.tolist()
+        count = len(samples)
+        batch = allocate((count, *self.size, 3), torch.uint8)
         pixels = batch.numpy()
-        threads = min(_threads(), count)
+        threads = min(_threads(self.threads), count)
 
         def fill(start: int) -> None:
             for position in range(start, count, threads):
-                self._read(int(indices[position]), pixels[position])
+                self._read(samples[position], pixels[position])
 
         if threads > 1:
             # Threads of one batch outlive neither a fork nor a pickle, and cost less than decoding one image.
@@ -115,7 +114,12 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
                 list(pool.map(fill, range(threads)))
         else:
             fill(0)
-        return batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[np.asarray(indices)])
+        return batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[index.numpy()])
+
+    @property
+    def fingerprint(self) -> int:
+        """Of the files' names, the labels and the size."""
+        return fingerprint_of([self._paths.digest(), self._labels.tobytes(), self.size])
 
     def __repr__(self) -> str:
         classes = f" of {len(self.classes)} classes" if self.classes else ""
@@ -153,8 +157,9 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
             return _decode(data, self.size if self._scales else None, out)
         except Exception as error:
             # What a damaged image makes the decoders raise has no common class.
-            raise DataError(
+            raise SampleError(
                 f"{path} (sample {index}) cannot be read: {_reason(error)}",
+                sample=index,
                 where=self._where,
                 fix="replace the file or remove it, and check that the channel has arrived whole",
             ) from error
@@ -180,8 +185,10 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def _threads() -> int:
+def _threads(limit: int | None) -> int:
     """Return how many threads decode for this process: its share of the cores, as workers divide them."""
+    if limit is not None:
+        return limit
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     worker = get_worker_info()
     return min(_MAX_THREADS, max(1, cores // (1 if worker is None else worker.num_workers)))
