@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
@@ -33,6 +33,12 @@ from smkit.sources import (
     job_layer,
     read_job_values,
 )
+
+if TYPE_CHECKING:
+    # These rooms need torch, which a launch script that reads a context does not have.
+    from smkit.data.batches import Loader
+    from smkit.data.draws import Transform
+    from smkit.data.loader import OnError, Workers
 
 HP = TypeVar("HP", bound=Hyperparameters, default=Hyperparameters)
 H = TypeVar("H", bound=Hyperparameters)
@@ -149,6 +155,67 @@ class TrainingContext(PlatformFacts, Generic[HP]):
     def has_channel(self, name: str) -> bool:
         """Whether the run was given a channel of this name."""
         return any(channel.name == name for channel in self.channels)
+
+    def dataloader(
+        self,
+        channel: str,
+        *,
+        build_dataset: Callable[[Channel], Any] | None = None,
+        dataset: Any = None,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        gradient_accumulation_steps: int | None = None,
+        workers: Workers = "auto",
+        num_workers: int | None = None,
+        transform: Transform | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+        on_error: OnError = "raise",
+        skip_budget: int = 0,
+    ) -> Loader:
+        """Return the loader of a channel's batches for this process; see `smkit.open_dataset` and `smkit.make_loader`.
+
+        Every rank takes its share of each batch. Of a channel of which each host has a part (ShardedByS3Key), the ranks
+        of a host share that part, and torch.distributed must be initialized, for the hosts tell each other how much.
+
+        Args:
+            channel: Its name.
+            build_dataset: Makes the data set of the channel; by default `smkit.open_dataset`.
+            dataset: A data set in its place.
+            batch_size: Samples of one optimizer step, over all ranks and micro-batches; by default the hyperparameter.
+            shuffle: Whether each epoch has an order of its own.
+            gradient_accumulation_steps: Micro-batches of a step; by default the hyperparameter.
+            workers: Who reads: "auto", "none", "thread" or "process".
+            num_workers: Processes, if `workers` is "process".
+            transform: Makes a batch of a batch and of random numbers that belong to its samples.
+            collate_fn: Makes a batch of what the data set returns.
+            on_error: "skip" replaces a sample that cannot be read.
+            skip_budget: How many may be.
+
+        Raises:
+            ConfigurationError: An argument is out of range, or processes that must talk to each other cannot.
+            DataError: There is no such channel, or it does not hold what it should.
+        """
+        from smkit.data.channels import Place, channel_loader
+        from smkit.data.layouts import open_dataset
+
+        found = next((known for known in self.channels if known.name == channel), None)
+        return channel_loader(
+            (lambda: (build_dataset or open_dataset)(self.channel(channel))) if dataset is None else lambda: dataset,
+            Place(self.current_host, self.rank, self.world_size, self.local_rank, self.local_world_size),
+            is_sharded=found is not None and found.s3_distribution == "ShardedByS3Key",
+            where=f"channel '{channel}'",
+            batch_size=batch_size or self.hp.batch_size,
+            seed=self.hp.seed,
+            shuffle=shuffle,
+            gradient_accumulation_steps=gradient_accumulation_steps or self.hp.gradient_accumulation_steps,
+            workers=workers,
+            num_workers=num_workers,
+            transform=transform,
+            collate_fn=collate_fn,
+            pin_memory=True,
+            on_error=on_error,
+            skip_budget=skip_budget,
+        )
 
     def settings_document(self) -> dict[str, Any]:
         """Return the resolved settings as JSON values, secrets left out: `--config` reads the saved document back."""

@@ -60,6 +60,23 @@ def require_one_process(world_size: int) -> None:
         )
 
 
+def total_steps(steps_per_epoch: int | None, epochs: int, max_steps: int | None) -> int:
+    """Return the optimizer steps of a run.
+
+    Raises:
+        ConfigurationError: Nothing says how many they are.
+    """
+    if steps_per_epoch is None:
+        if max_steps is None:
+            raise ConfigurationError(
+                "the training data is a stream without a length, and so the number of steps is not known",
+                where="max_steps",
+                fix="set --max-steps, or give the data set a `__len__`",
+            )
+        return max_steps
+    return epochs * steps_per_epoch if max_steps is None else min(epochs * steps_per_epoch, max_steps)
+
+
 def require_writable(*directories: Path) -> None:
     """Refuse folders that nothing can be written to, before hours of training lead there."""
     for directory in directories:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from smkit.cadence import checkpoint_interval
 from smkit.checkpoint import Checkpoint, CheckpointStore
-from smkit.data.loader import Loader
+from smkit.data.batches import Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError, DataError
 from smkit.metrics import MetricLog

@@ -7,6 +7,7 @@ how data is fetched, numbers computed, states saved and metrics written it leave
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -23,8 +24,10 @@ from typing_extensions import TypeVar
 from smkit import contract, preflight, report
 from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
+from smkit.data.batches import Loader
+from smkit.data.draws import Transform
 from smkit.data.layouts import open_dataset
-from smkit.data.loader import Loader, make_loader
+from smkit.data.loader import Workers
 from smkit.device import Placement
 from smkit.errors import CheckpointError
 from smkit.export import write_weights
@@ -33,6 +36,7 @@ from smkit.monitor import LossGuard, Monitor
 from smkit.progress import Progress, duration
 from smkit.randomness import seed_all
 from smkit.run_state import RunState, Saves
+from smkit.start_table import start_table
 from smkit.stopping import StopRequest
 from smkit.validation import validate
 
@@ -68,8 +72,12 @@ class Trainer(ABC, Generic[HP]):
 
     train_channel = "train"
     validation_channel = "validation"
-    num_workers = 0
-    """Processes that fetch data; 0 is fastest where data lies in memory."""
+    workers: Workers = "auto"
+    """Who reads data: see `smkit.make_loader`."""
+    num_workers: int | None = None
+    """Processes, if `workers` is "process"."""
+    skip_budget = 0
+    """How many training samples may be unreadable, and be replaced by others; by default none."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -103,8 +111,15 @@ class Trainer(ABC, Generic[HP]):
         return None
 
     def build_dataset(self, channel: Channel) -> Dataset[Any]:
-        """Return a map-style data set of a channel; by default what `open_dataset` makes of its files."""
+        """Return the data set of a channel, of any kind; by default what `open_dataset` makes of its files."""
         return open_dataset(channel)
+
+    def build_transform(self) -> Transform | None:
+        """Return what makes a training batch of a batch that was read, such as augmentation; None by default.
+
+        It is called with random numbers that belong to the batch's samples, see `smkit.SampleRandom`.
+        """
+        return None
 
     def validation_step(self, batch: Any) -> Mapping[str, Any]:
         """Return metrics of `batch` by name; written, there is validation, if the run has the channel for it.
@@ -208,6 +223,9 @@ class Trainer(ABC, Generic[HP]):
                             self._between_steps()
                             if self._is_finished():
                                 break
+                    else:
+                        if self._loader.steps_per_epoch is None:
+                            self._between_steps()
                 self._finish()
             finally:
                 self._close()
@@ -227,8 +245,7 @@ class Trainer(ABC, Generic[HP]):
         seed_all(hp.seed)
         self._loader = self._make_loader(self.train_channel, shuffle=True)
         self._validation_loader = self._make_validation_loader()
-        steps = hp.epochs * self._loader.steps_per_epoch
-        self.total_steps = steps if hp.max_steps is None else min(steps, hp.max_steps)
+        self.total_steps = preflight.total_steps(self._loader.steps_per_epoch, hp.epochs, hp.max_steps)
         self.model = preflight.built(self.build_model(), nn.Module, "build_model").to(self.placement.device)
         if not self.model.training:
             self.model.train()
@@ -244,15 +261,16 @@ class Trainer(ABC, Generic[HP]):
         self._between_steps()
 
     def _make_loader(self, channel: str, *, shuffle: bool) -> Loader:
-        hp = self.hp
-        return make_loader(
-            self.build_dataset(self.context.channel(channel)),
-            batch_size=hp.batch_size,
-            seed=hp.seed,
+        return self.context.dataloader(
+            channel,
+            build_dataset=self.build_dataset,
             shuffle=shuffle,
-            gradient_accumulation_steps=hp.gradient_accumulation_steps if shuffle else 1,
+            gradient_accumulation_steps=None if shuffle else 1,
+            workers=self.workers,
             num_workers=self.num_workers,
-            pin_memory=self.placement.device.type == "cuda",
+            transform=self.build_transform() if shuffle else None,
+            on_error="skip" if shuffle and self.skip_budget else "raise",
+            skip_budget=self.skip_budget if shuffle else 0,
         )
 
     def _make_validation_loader(self) -> Loader | None:
@@ -284,31 +302,20 @@ class Trainer(ABC, Generic[HP]):
         self._saves = Saves(run, CheckpointStore(self.context.checkpoint_dir), self.hp.checkpoint_every_seconds)
         self._saves.check()
         resumed = self._saves.resume()
-        if resumed is None:
-            report.say(self._start_text("new start"))
-            return
-        self.step, changed = resumed
-        report.say(self._start_text(f"goes on after step {self.step:,}"))
+        self.step, changed = resumed or (0, [])
+        text = start_table(
+            type(self).__name__,
+            self.context,
+            placement=self.placement,
+            train=self._loader,
+            validation=self._validation_loader,
+            model=self.model,
+            total_steps=self.total_steps,
+            start="new start" if resumed is None else f"goes on after step {self.step:,}",
+        )
+        report.say(text)
         for change in changed:
             report.say(f"note: goes on with another {change}; optimizer and schedule keep what the checkpoint holds")
-
-    def _start_text(self, start: str) -> str:
-        """Return the table of what was resolved, and where each setting came from."""
-        size = sum(parameter.numel() for parameter in self.model.parameters())
-        rows = [
-            ("device", self.placement.describe()),
-            ("train", self._loader.describe()),
-            ("validation", "none" if self._validation_loader is None else self._validation_loader.describe()),
-            ("model", f"{type(self.model).__name__}, {size:,} parameters"),
-            (
-                "steps",
-                f"{self.total_steps:,} of {self.hp.batch_size} samples, {self._loader.steps_per_epoch:,} an epoch",
-            ),
-            ("checkpoints", f"{self.context.checkpoint_dir}, {start}"),
-            ("model goes to", str(self.context.model_dir)),
-        ]
-        settings = report.settings_rows(self.hp, self.context.origins)
-        return report.table(rows, title=type(self).__name__) + "\n" + report.table(settings)
 
     def _begin_interval(self) -> None:
         self._interval_began, self._interval_step, self._waited_seconds = time.monotonic(), self.step, 0.0
@@ -367,7 +374,8 @@ class Trainer(ABC, Generic[HP]):
         self._saves.save_if_due(self.step)
         if time.monotonic() >= self._progress.due:
             self._progress.draw(self.step, hp.batch_size)
-        epoch_end = self.step + self._loader.steps_per_epoch - self._loader.step
+        # Of a stream without a length the end of an epoch is known when it is there.
+        epoch_end = self.step + (self._loader.steps_per_epoch or math.inf) - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
         self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps)
         self._event_time = min(self._saves.due_time, self._progress.due)
@@ -443,7 +451,8 @@ class Trainer(ABC, Generic[HP]):
             raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
         self._progress.clear()
         took = duration(time.monotonic() - self._began)
-        report.say(f"finished: {self.step:,} steps in {took}; {which} is in {directory}")
+        skipped = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
+        report.say(f"finished: {self.step:,} steps in {took}{skipped}; {which} is in {directory}")
 
     def _use_best_model(self) -> str:
         if self._monitor.best_score is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smkit.data.loader import Loader
+from smkit.data.batches import Loader
 from smkit.device import Placement
 from smkit.errors import SmkitError
 from smkit.metrics import check_name
@@ -29,14 +29,13 @@ def validate(
 ) -> dict[str, float] | None:
     """Return the mean of each metric that `step` returns, over all samples of `loader`; None if a stop came between."""
     means = SampleMeans()
-    sizes = loader.groups()
     position = loader.state_dict()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # Not inference_mode: what a model caches in it could never be trained with.
         with random_state_kept(), torch.no_grad():
-            for batch in loader:
+            for (samples,), batch in zip(loader.groups(), loader, strict=False):
                 if stop:
                     return None
                 with placement.autocast():
@@ -44,7 +43,6 @@ def validate(
                 if not isinstance(metrics, Mapping):
                     fix = "return a dict: {'accuracy': value}"
                     raise SmkitError(f"returned {metrics!r:.60}", where="validation_step", fix=fix)
-                (samples,) = next(sizes)
                 for name, value in metrics.items():
                     means.add(f"validation/{name}", value, samples)
     finally:

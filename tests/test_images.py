@@ -262,7 +262,8 @@ def test_the_number_of_threads_changes_nothing(many, cores, monkeypatch):
 
 def test_worker_processes_give_the_same_batches_in_the_same_order(many):
     def batches(workers: int):
-        return list(make_loader(many, batch_size=8, seed=3, num_workers=workers))
+        options = {"workers": "process", "num_workers": workers} if workers else {}
+        return list(make_loader(many, batch_size=8, seed=3, **options))
 
     for (images, labels), (same, same_labels) in zip(batches(0), batches(2), strict=True):
         assert same.equal(images)
@@ -274,7 +275,7 @@ def test_a_resumed_loader_goes_on_with_the_same_batches(many):
     loader = make_loader(many, batch_size=8, seed=3)
     whole = [images for images, _ in loader]
     resumed = make_loader(many, batch_size=8, seed=3)
-    resumed.load_state_dict({**loader.state_dict(), "epoch": 0, "step": 2})
+    resumed.load_state_dict({**loader.state_dict(), "epoch": 0, "samples": 16})
     rest = [images for images, _ in resumed]
     assert len(rest) == 2
     assert all(images.equal(before) for images, before in zip(rest, whole[2:], strict=True))
@@ -407,11 +408,11 @@ def test_a_damaged_image_is_named_with_its_number_and_the_reason(channel, conten
     assert caught.value.fix == "replace the file or remove it, and check that the channel has arrived whole"
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_that_has_gone_is_named_by_workers_as_well(many, num_workers):
+@pytest.mark.parametrize("workers", ["none", "auto", "process"])
+def test_an_image_that_has_gone_is_named_whoever_reads(many, workers):
     (Path(many._root) / "a" / "00.jpg").unlink()
     with pytest.raises(DataError, match=r"^a/00.jpg \(sample 0\) cannot be read: FileNotFoundError: No such file"):
-        list(make_loader(many, batch_size=8, num_workers=num_workers))
+        list(make_loader(many, batch_size=8, workers=workers))
 
 
 def test_a_folder_that_cannot_be_read_is_named(channel):
@@ -431,7 +432,8 @@ def test_what_is_no_size_is_refused(channel, size):
 
 def test_a_size_is_refused_where_there_are_no_images(channel):
     np.save(channel.path / "x.npy", np.zeros(3))
-    assert refusal(channel, image_size=8).what == "image_size is 8, and there are arrays, not images"
+    with pytest.raises(ConfigurationError, match="image_size is 8, and the channel holds arrays"):
+        open_dataset(channel, image_size=8)
 
 
 def test_training_and_validation_must_have_the_same_classes(tmp_path):

@@ -1,87 +1,247 @@
-"""From the indices of a batch to the batch: read at once where the data set can, here or in worker processes.
+"""From the indices of a batch to the batch: read at once where the data set can, with random numbers of the samples.
 
-This room does not know why these indices are asked for; the order is `smkit.data.order`'s.
+This room knows neither why these indices are asked for nor in which thread or process.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import pickle
-import random
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from functools import partial
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from smkit.data.arrays import Arrays
+from smkit.data.draws import GlobalGenerators, SampleRandom, Transform, generators_of_their_own, seed_global_generators
 from smkit.data.order import derive_seed
-from smkit.errors import DataError, SmkitError
+from smkit.data.source import Allocate, SampleError, Source, allocate
+from smkit.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Collate = Callable[[Any], Any]
-Read = Callable[[Tensor], Any]
+Read = Callable[[Tensor, int], Any]
+"""From the indices of a batch and the epoch to the batch; None for no index."""
+
+_CHECKED_READS = 16
+_AHEAD = 2
+_SMALL_BATCH = 1 << 20
 
 
-def reader(dataset: Any, collate_fn: Collate | None) -> Read:
-    """Return the function from a batch's indices to the batch; it can be pickled if the data set can."""
-    # A subclass can have its own `__getitem__`, which must not be passed over.
-    if collate_fn is None and type(dataset) in (Arrays, TensorDataset):
-        return partial(_gather, dataset.tensors)
-    read = _read_at_once if hasattr(dataset, "__getitems__") else _read_each
-    return partial(read, dataset, collate_fn or collate)
+class Skips:
+    """Samples that could not be read, each with the reason; others take their places.
 
-
-def _gather(tensors: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...] | None:
-    return tuple([tensor.index_select(0, index) for tensor in tensors]) if index.numel() else None
-
-
-def _read_at_once(dataset: Any, collate_fn: Collate, index: Tensor) -> Any:
-    samples = index.tolist()
-    if not samples:
-        return None
-    try:
-        return collate_fn(dataset.__getitems__(samples))
-    except Exception as error:
-        _note_samples(error, dataset, samples)
-        raise
-
-
-def _read_each(dataset: Any, collate_fn: Collate, index: Tensor) -> Any:
-    samples = index.tolist()
-    if not samples:
-        return None
-    read: list[Any] = []
-    try:
-        for sample in samples:
-            read.append(dataset[sample])  # noqa: PERF401  # what was read before a failure is needed below
-        return collate_fn(read)
-    except Exception as error:
-        # Either the sample after those that were read is at fault, or, when all were read, their collation.
-        _note_samples(error, dataset, samples[len(read) : len(read) + 1] or samples)
-        raise
-
-
-def _note_samples(error: Exception, dataset: object, samples: Sequence[int]) -> None:
-    """Add to the user's own error which samples it is about; Python 3.11 and newer print it with the traceback.
-
-    Raises:
-        DataError: The error is a StopIteration, which would look like the end of the epoch.
+    Args:
+        budget: How many there may be; None is any number.
     """
-    if isinstance(error, StopIteration):
-        raise DataError(
-            f"reading sample {samples[0]} has raised StopIteration",
-            where=f"data set {type(dataset).__name__}",
-            fix="let `__len__` count the samples that there are, and read each by its index",
-        ) from error
-    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
-    note = f"while reading sample {', '.join(map(str, samples[:8]))}{more} of data set {type(dataset).__name__}"
-    vars(error).setdefault("__notes__", []).append(note)
+
+    def __init__(self, budget: int | None) -> None:
+        self.reasons: dict[int, str] = {}
+        self._budget = budget
+
+    def note(self, sample: int, reason: str) -> None:
+        """Count a sample, once.
+
+        Raises:
+            DataError: It is one more than there may be.
+        """
+        if sample in self.reasons:
+            return
+        self.reasons[sample] = reason
+        if self._budget is None:
+            return
+        if len(self.reasons) > self._budget:
+            raise DataError(
+                f"{len(self.reasons)} samples cannot be read, and {self._budget} may be skipped; the last: {reason}",
+                where="skip_budget",
+                fix="mend the data, or allow more with skip_budget",
+            )
+        logger.warning("skipped, %d of at most %d: %s", len(self.reasons), self._budget, reason)
+
+
+class Reader:
+    """Reads batches of one data set; it can be pickled if the data set and the functions can.
+
+    What a data set of the user's draws from the process's generators is made the samples' own: they are seeded for each
+    sample, or, where it reads whole batches, by the first one. To spare the others that, a data set that has drawn in
+    none of its first 16 reads is taken for one that never does.
+
+    Args:
+        dataset: What is read.
+        seed: The run's.
+        collate_fn: Makes a batch of what the data set returns.
+        transform: Makes a batch of a batch.
+        skips: Notes samples that cannot be read; None lets their errors pass.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        seed: int,
+        collate_fn: Collate | None = None,
+        transform: Transform | None = None,
+        skips: Skips | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.skips = skips
+        self.allocate: Allocate = allocate
+        self.draws = False
+        self._seed = seed
+        self._collate = collate_fn
+        self._transform = transform
+        self._unchecked_reads = 0
+        self._is_source = isinstance(dataset, Source)
+
+    def __call__(self, index: Tensor, epoch: int) -> Any:
+        if not index.numel():
+            return None
+        if self.skips is None:
+            batch = self._read(index, epoch)
+        else:
+            index, batch = self._read_around(index, epoch, self.skips)
+        return batch if self._transform is None else self._transform(batch, SampleRandom(self._seed, epoch, index))
+
+    def _read_around(self, index: Tensor, epoch: int, skips: Skips) -> tuple[Tensor, Any]:
+        """Return the samples that were read, others in the place of those that could not be, and their batch."""
+        while True:
+            try:
+                return index, self._read(index, epoch)
+            except SampleError as error:
+                skips.note(error.sample, error.what)
+                index = self._without(error.sample, index, skips.reasons)
+
+    def _without(self, sample: int, index: Tensor, skipped: Container[int]) -> Tensor:
+        """Return `index` with the next readable sample in the place of `sample`: the same one on every machine."""
+        n = len(self.dataset)
+        others = (other % n for other in range(sample + 1, sample + n) if other % n not in skipped)
+        other = next(others, None)
+        if other is None:
+            raise DataError("no sample can be read", where=_name(self.dataset), fix="check the data set")
+        return torch.where(index == sample, other, index)
+
+    def _read(self, index: Tensor, epoch: int) -> Any:
+        if self._is_source:
+            batch = self.dataset.read(index, self.allocate)
+            return batch if self._collate is None else self._collate(batch)
+        if not self.draws and self._unchecked_reads >= _CHECKED_READS:
+            return self._read_theirs(index.tolist(), None)
+        if not self.draws:
+            generators = GlobalGenerators()
+            batch = self._read_theirs(index.tolist(), None)
+            self._unchecked_reads += 1
+            if not generators.have_moved():
+                return batch
+            generators.restore()
+            self.draws = True
+        with generators_of_their_own():
+            return self._read_theirs(index.tolist(), epoch)
+
+    def _read_theirs(self, samples: list[int], epoch: int | None) -> Any:
+        """Read from a data set of the user's; with an epoch, seed the process's generators by it and the samples."""
+        collate_fn = self._collate or collate
+        if not hasattr(self.dataset, "__getitems__"):
+            return self._read_each(samples, epoch, collate_fn)
+        if epoch is not None:
+            seed_global_generators(derive_seed(self._seed, epoch, samples[0]))
+        try:
+            return collate_fn(self.dataset.__getitems__(samples))
+        except Exception as error:
+            if self.skips is not None:
+                self._find_unreadable(samples)
+            _note_samples(error, self.dataset, samples)
+            raise
+
+    def _read_each(self, samples: list[int], epoch: int | None, collate_fn: Collate) -> Any:
+        dataset = self.dataset
+        read: list[Any] = []
+        try:
+            if epoch is None:
+                for sample in samples:
+                    read.append(dataset[sample])  # noqa: PERF401  # what was read before a failure is needed below
+            else:
+                for sample in samples:
+                    seed_global_generators(derive_seed(self._seed, epoch, sample))
+                    read.append(dataset[sample])
+            return collate_fn(read)
+        except Exception as error:
+            # Either the sample after those that were read is at fault, or, when all were read, their collation.
+            failed = samples[len(read) : len(read) + 1]
+            if failed and self.skips is not None:
+                raise _unreadable(dataset, failed[0], error) from error
+            _note_samples(error, dataset, failed or samples)
+            raise
+
+    def _find_unreadable(self, samples: list[int]) -> None:
+        """Raise the SampleError of the first of `samples` that cannot be read alone."""
+        for sample in samples:
+            try:
+                self.dataset.__getitems__([sample])
+            except Exception as error:
+                # Whatever the user's data set raises.
+                raise _unreadable(self.dataset, sample, error) from error
+
+
+def reader(
+    dataset: Any,
+    *,
+    samples: int,
+    seed: int,
+    collate_fn: Collate | None,
+    transform: Transform | None,
+    skips: Skips | None,
+) -> Reader | Read:
+    """Return what reads batches of about `samples` samples of `dataset`."""
+    # A subclass can have its own `__getitem__`, which must not be passed over.
+    is_in_memory = type(dataset) in (Arrays, TensorDataset) and collate_fn is None
+    if is_in_memory and transform is None and Arrays.batch_bytes(dataset, samples) <= _SMALL_BATCH:
+        return Gather(dataset.tensors)
+    if type(dataset) is TensorDataset and collate_fn is None:
+        dataset = Arrays({str(number): tensor for number, tensor in enumerate(dataset.tensors)})
+    return Reader(dataset, seed=seed, collate_fn=collate_fn, transform=transform, skips=skips)
+
+
+class Gather:
+    """Reads small batches of tensors, with as little besides as can be."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._tensors = tensors
+
+    def __call__(self, index: Tensor, epoch: int) -> tuple[Tensor, ...] | None:  # noqa: ARG002 - nothing is random here
+        return tuple([tensor.index_select(0, index) for tensor in self._tensors]) if index.numel() else None
+
+
+def is_worth_a_thread(dataset: Any, samples: int) -> bool:
+    """Return whether reading a batch takes longer than handing it over from another thread, and may be done there.
+
+    A data set of the user's may draw from the process's generators, as the model does: only one of them can at a time.
+    """
+    if not isinstance(dataset, Source):
+        return False
+    size = dataset.batch_bytes(samples)
+    return size is None or size > _SMALL_BATCH
+
+
+def ahead(read: Callable[[Tensor], Any], indices: Iterator[Tensor]) -> Iterator[Any]:
+    """Return the batches of `indices`, read in order by a thread that is two batches ahead."""
+    with ThreadPoolExecutor(1, "smkit-data") as pool:
+        waiting = deque(pool.submit(read, index) for index in islice(indices, _AHEAD))
+        try:
+            while waiting:
+                batch = waiting.popleft().result()
+                waiting.extend(pool.submit(read, index) for index in islice(indices, 1))
+                yield batch
+                # Else it would be held, and its memory with it, while the next one is waited for.
+                del batch
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def collate(samples: Any) -> Any:
@@ -105,100 +265,32 @@ def pin(batch: Any) -> Any:
     return batch
 
 
-def from_workers(
-    read: Read, indices: Iterator[Tensor], seeds: tuple[int, int], *, num_workers: int, pinned: bool
-) -> Iterator[Any]:
-    """Return the batches of `indices`, in order, each read in one of `num_workers` processes that start now.
+def _name(dataset: object) -> str:
+    return f"data set {type(dataset).__name__}"
 
-    Args:
-        read: What `reader` returns.
-        indices: The samples of each batch.
-        seeds: The run's seed and the epoch, which decide a batch's random draws.
-        num_workers: At least 1.
-        pinned: Whether the batches lie in page-locked memory.
+
+def _unreadable(dataset: object, sample: int, error: Exception) -> SampleError:
+    text = str(error).partition("\n")[0]
+    return SampleError(
+        f"sample {sample} cannot be read: {type(error).__name__}: {text}".removesuffix(": "),
+        sample=sample,
+        where=_name(dataset),
+        fix="mend the sample",
+    )
+
+
+def _note_samples(error: Exception, dataset: object, samples: Sequence[int]) -> None:
+    """Add to the user's own error which samples it is about; Python 3.11 and newer print it with the traceback.
 
     Raises:
-        DataError: The data set cannot be pickled.
+        DataError: The error is a StopIteration, which would look like the end of the epoch.
     """
-    loader = DataLoader(
-        _Requests(read),
-        batch_size=None,
-        sampler=_requests(indices, seeds),
-        num_workers=num_workers,
-        collate_fn=_Unpinned if pinned else _as_it_is,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        pin_memory=pinned,
-        # torch draws the workers' first seed from the global generator unless it is given another one.
-        generator=torch.Generator(),
-        multiprocessing_context=_forkserver(),
-    )
-    try:
-        with warnings.catch_warnings():
-            # torch advises another start method, which is not what decides here.
-            warnings.filterwarnings("ignore", message="Got pickle error")
-            return map(_batch, iter(loader))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    if isinstance(error, StopIteration):
         raise DataError(
-            f"the data set cannot be sent to worker processes: {error}",
-            where="num_workers",
-            fix="keep lambdas, local classes and open files out of the data set, or set num_workers=0",
+            f"reading sample {samples[0]} has raised StopIteration",
+            where=_name(dataset),
+            fix="let `__len__` count the samples that there are, and read each by its index",
         ) from error
-
-
-class _Requests(Dataset[Any]):
-    """What a worker takes for a data set: an item of it is a whole batch."""
-
-    def __init__(self, read: Read) -> None:
-        self._read = read
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> Any:
-        seed, samples = request
-        # Random draws depend on the batch, not on which worker has it nor on what that worker did before.
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            return self._read(torch.tensor(samples, dtype=torch.int64))
-        except SmkitError as error:
-            # torch would raise a RuntimeError in its place, with what it says at the end of a traceback.
-            return error
-
-
-def _requests(indices: Iterator[Tensor], seeds: tuple[int, int]) -> Iterator[tuple[int, list[int]]]:
-    for index in indices:
-        samples = index.tolist()
-        yield derive_seed(*seeds, *samples[:1]), samples
-
-
-def _forkserver() -> Any:
-    """Return the start method that neither copies this process's threads and GPU nor imports torch in each worker."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _batch(answer: Any) -> Any:
-    if isinstance(answer, SmkitError):
-        raise answer
-    return answer
-
-
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Let Ctrl-C, which a terminal sends to workers as well, be the parent's affair: it saves first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _Unpinned:
-    """A batch on its way to torch's pinning thread, which in older versions makes lists of tuples."""
-
-    def __init__(self, batch: Any) -> None:
-        self._batch = batch
-
-    def pin_memory(self) -> Any:
-        return pin(self._batch)
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    note = f"while reading sample {', '.join(map(str, samples[:8]))}{more} of {_name(dataset)}"
+    vars(error).setdefault("__notes__", []).append(note)

@@ -1,24 +1,31 @@
-"""From a data set to this rank's batches, in an order that can be resumed.
+"""From a data set of any kind to the loader of its batches: what it is decides, and what cannot be is refused here.
 
-What is read when is decided by `smkit.data.order`, and how by `smkit.data.fetch`; this room checks and joins the two.
+How batches are made, `smkit.data.indexed` and `smkit.data.streams` know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
-from typing import Any
+import os
+from collections.abc import Sequence, Sized
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from smkit.data.fetch import Collate, collate, from_workers, pin, reader
-from smkit.data.order import EpochPlan, EpochSampler
+from smkit.data.batches import Loader
+from smkit.data.draws import Transform
+from smkit.data.epoch import EpochPlan, EpochSampler
+from smkit.data.fetch import Collate, Skips
+from smkit.data.indexed import IndexLoader, dataset_fingerprint
+from smkit.data.source import Source
+from smkit.data.streams import StreamLoader
 from smkit.errors import ConfigurationError, DataError
+
+Workers = Literal["auto", "none", "thread", "process"]
+OnError = Literal["raise", "skip"]
 
 
 def make_loader(
-    dataset: Dataset[Any],
+    dataset: Dataset[Any] | DataLoader[Any] | Sequence[Any],
     *,
     batch_size: int,
     seed: int = 0,
@@ -26,154 +33,184 @@ def make_loader(
     gradient_accumulation_steps: int = 1,
     rank: int = 0,
     world_size: int = 1,
-    num_workers: int = 0,
+    local_world_size: int = 1,
+    shards: Sequence[int] = (),
+    fingerprint: int | None = None,
+    workers: Workers = "auto",
+    num_workers: int | None = None,
+    transform: Transform | None = None,
     collate_fn: Collate | None = None,
     pin_memory: bool = False,
+    on_error: OnError = "raise",
+    skip_budget: int = 0,
 ) -> Loader:
     """Return a loader of `dataset` whose order is a pure function of `seed` and the epoch.
 
-    A batch is one indexed read where the data set allows it: `Arrays`, torch's `TensorDataset` (both give tuples of
-    tensors), and any data set with `__getitems__(indices)`. Others are read a sample at a time.
+    A batch is one indexed read where the data set allows it: what `open_dataset` returns, torch's `TensorDataset`, and
+    any data set with `__getitems__(indices)`. Others are read a sample at a time. What a data set of yours draws from
+    the generators of Python, numpy or torch depends on the seed, the epoch and the sample alone.
+
+    An iterable data set is read from front to end: `shuffle` has no say, every rank reads all of it, and a resume asks
+    its `load_state_dict`, or reads again what was read. A DataLoader of your own decides its batches and their order:
+    `batch_size` has no say, it is for one process, and unless it is a StatefulDataLoader, a resume reads again.
 
     Args:
-        dataset: Anything with `__len__`, and `__getitem__` or `__getitems__`. What `__getitems__` returns is a batch,
-            unless it is a list, which is a list of samples.
+        dataset: Anything with `__len__`, and `__getitem__` or `__getitems__`; an iterable data set; or a DataLoader.
+            What `__getitems__` returns is a batch, unless it is a list, which is a list of samples.
         batch_size: Samples of one optimizer step, over all ranks and micro-batches; the same value is the same
             training on any number of processes.
-        seed: Decides the order of samples, and the random draws in worker processes.
-        shuffle: Whether each epoch has an order of its own; else the order of the data set.
+        seed: Decides the order of samples, and random draws.
+        shuffle: Whether each epoch has an order of its own; else the order of the data set. Data that must be read in
+            sequence to be fast is shuffled within windows, see the description that it prints.
         gradient_accumulation_steps: Micro-batches of one optimizer step.
         rank: This process among `world_size`.
-        world_size: Processes that train together.
-        num_workers: Processes that fetch for this one; 0 is the fastest for data in memory or in a mapped file.
+        world_size: Processes that train together on this data.
+        local_world_size: Of these, the processes on this host; they share its cores.
+        shards: Samples of each host, if each has other data than the others (ShardedByS3Key); `rank` and `world_size`
+            then are those of this host alone.
+        fingerprint: Of the data of all hosts, if `shards` are given; by default the data set's own.
+        workers: Who reads. "auto": a thread, two batches ahead, where a batch of a data set of smkit's takes longer
+            than handing it over, else the thread that asks. "none": always that. "thread": always a thread.
+            "process": `num_workers` processes, for data sets and transforms that hold Python's lock.
+        num_workers: Processes, if `workers` is "process"; by default one less than this process's share of the cores.
+        transform: Makes a batch of a batch, given random numbers that belong to its samples; see `SampleRandom`.
         collate_fn: Makes a batch from what the data set returns: a list of samples, or what `__getitems__` returns.
         pin_memory: Whether batches lie in page-locked memory, if there is a GPU to copy them to.
+        on_error: What happens with a sample that cannot be read. "skip" puts the next one that can in its place, and
+            notes it in `loader.skipped` and the log.
+        skip_budget: How many samples may be skipped; one more is an error.
 
     Raises:
-        ConfigurationError: A number is out of range, or `batch_size` does not divide.
-        DataError: The data set is empty, or cannot be read by index.
+        ConfigurationError: A number is out of range, `batch_size` does not divide, or two arguments contradict.
+        DataError: The data set is empty.
     """
     _check_range("batch_size", batch_size, at_least=1)
     _check_range("gradient_accumulation_steps", gradient_accumulation_steps, at_least=1)
     _check_range("world_size", world_size, at_least=1)
     _check_range("rank", rank, at_least=0, below=world_size)
-    _check_range("num_workers", num_workers, at_least=0)
+    _check_range("local_world_size", local_world_size, at_least=1)
+    _check_range("skip_budget", skip_budget, at_least=0)
     _check_divides(batch_size, world_size, gradient_accumulation_steps)
-    plan = EpochPlan(_length(dataset), batch_size, gradient_accumulation_steps, rank, world_size)
-    sampler = EpochSampler(plan, seed=seed, shuffle=shuffle)
-    return Loader(dataset, sampler, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory)
-
-
-class Loader(DataLoader[Any]):
-    """This rank's micro-batches of an epoch, from the position to the epoch's end; made by `make_loader`.
-
-    A loop of one's own that accumulates gradients, or that is to resume within an epoch, counts its steps:
-
-        batches = iter(loader)
-        for sizes in loader.groups():            # one optimizer step
-            for size in sizes:                   # one micro-batch; its loss weighs size / sum(sizes)
-                loss = training_step(next(batches)) * (size / sum(sizes))
-                loss.backward()
-            optimizer.step()
-            loader.advance()
-
-    A plain `for batch in loader` works as well; each pass that it makes to the end counts as an epoch. With several
-    ranks, a rank whose share of the epoch's last samples is empty gets None for it.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        sampler: EpochSampler,
-        *,
-        num_workers: int,
-        collate_fn: Collate | None,
-        pin_memory: bool,
-    ) -> None:
-        super().__init__(
+    cores = max(1, _cores() // local_world_size)
+    count = _processes(workers, num_workers, cores)
+    _check_choice("on_error", on_error, OnError)
+    if isinstance(dataset, (IterableDataset, DataLoader)):
+        _check_stream(dataset, workers, on_error, shards, world_size)
+        return StreamLoader(
             dataset,
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=collate_fn or collate,
-            # torch warns of a request for pinned memory where there is no GPU; a laptop is no mistake.
-            pin_memory=pin_memory and torch.cuda.is_available(),
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            collate_fn=collate_fn,
+            transform=transform,
+            pin_memory=pin_memory,
         )
-        self._order = sampler
-        self._read = reader(dataset, collate_fn)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; a short last one is used, never dropped."""
-        return self._order.plan.steps
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that are finished."""
-        return self._order.epoch
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that are finished in the current epoch."""
-        return self._order.step
-
-    def describe(self) -> str:
-        """Return the data set in one line: its own description if it has one, else its class and size."""
-        text = repr(self.dataset)
-        name = type(self.dataset).__name__
-        return text if "object at 0x" not in text else f"{name}({self._order.plan.samples:,} samples)"
-
-    def groups(self) -> Iterator[tuple[int, ...]]:
-        """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
-        return self._order.plan.groups(self._order.step)
-
-    def advance(self) -> None:
-        """Count one optimizer step as done. What has been fetched does not count: a batch can wait in a queue."""
-        self._order.advance()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position, to be saved with the model; the same on all ranks, whatever their number."""
-        return self._order.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a saved position without a single read; the next `iter` begins there.
-
-        Raises:
-            DataError: The number of samples, the seed, the batch size or shuffling is another one.
-        """
-        self._order.load_state_dict(state)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private iterator class here
-        indices = self._order.indices()
-        return self._one_pass(indices, began=(self.epoch, self.step))
-
-    def _one_pass(self, indices: Iterator[Tensor], began: tuple[int, int]) -> Iterator[Any]:
-        if self.num_workers:
-            seeds = (self._order.seed, began[0])
-            yield from from_workers(self._read, indices, seeds, num_workers=self.num_workers, pinned=self.pin_memory)
-        else:
-            for index in indices:
-                batch = self._read(index)
-                yield pin(batch) if self.pin_memory else batch
-        self._order.end_pass(began)
+    length = _length(dataset)
+    if isinstance(dataset, Source) and dataset.threads is None:
+        dataset.threads = max(1, cores // max(1, count))
+    plan = EpochPlan(length, batch_size, gradient_accumulation_steps, rank, world_size, tuple(shards))
+    sampler = EpochSampler(
+        plan,
+        seed=seed,
+        shuffle=shuffle,
+        windows=getattr(dataset, "windows", None) if isinstance(dataset, Source) else None,
+        fingerprint=dataset_fingerprint(dataset) if fingerprint is None else fingerprint,
+    )
+    return IndexLoader(
+        dataset,
+        sampler,
+        workers=workers,
+        num_workers=count,
+        collate_fn=collate_fn,
+        transform=transform,
+        pin_memory=pin_memory,
+        skips=Skips(skip_budget) if on_error == "skip" else None,
+    )
 
 
-def _name(dataset: object) -> str:
-    return f"data set {type(dataset).__name__}"
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processes(workers: Workers, num_workers: int | None, cores: int) -> int:
+    """Return how many worker processes there are to be.
+
+    Raises:
+        ConfigurationError: `workers` is none of its choices, or `num_workers` contradicts it.
+    """
+    _check_choice("workers", workers, Workers)
+    if workers == "process":
+        if num_workers is not None:
+            _check_range("num_workers", num_workers, at_least=1)
+        return max(1, cores - 1) if num_workers is None else num_workers
+    if num_workers is not None:
+        raise ConfigurationError(
+            f"{num_workers} worker processes are asked for, and workers is {workers!r}",
+            where="num_workers",
+            fix="set workers='process', or leave num_workers out",
+        )
+    return 0
+
+
+def _check_stream(
+    stream: IterableDataset[Any] | DataLoader[Any],
+    workers: Workers,
+    on_error: OnError,
+    shards: Sequence[int],
+    world_size: int,
+) -> None:
+    """Refuse what a stream cannot give.
+
+    Raises:
+        ConfigurationError: All of it, with what to do instead.
+    """
+    is_loader = isinstance(stream, DataLoader)
+    problems = [
+        problem
+        for is_wrong, problem in (
+            (workers not in ("auto", "none"), f"workers={workers!r}: it reads itself; give it workers of its own"),
+            (on_error == "skip", "on_error='skip': it has no samples by index; let it pass over the damaged ones"),
+            (bool(shards), "shards: its samples are not known beforehand"),
+            (
+                is_loader and world_size > 1,
+                "several processes: nothing says which samples its batches hold; pass the data set itself",
+            ),
+        )
+        if is_wrong
+    ]
+    if problems:
+        raise ConfigurationError.of(
+            problems,
+            subject=f"what is asked of {'a DataLoader of your own' if is_loader else 'an iterable data set'}",
+            where=f"data set {type(stream).__name__}",
+            fix="leave these out, or give a data set with `__len__` and `__getitem__`",
+        )
 
 
 def _length(dataset: Any) -> int:
     by_index = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
-    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not by_index:
+    if not isinstance(dataset, Sized) or not by_index:
         raise DataError(
-            "the data set cannot be read by index, so that neither its order nor a resume can be exact",
-            where=_name(dataset),
-            fix="give it `__len__` and `__getitem__(index)` (a map-style data set); `list` makes one of a short stream",
+            "the data set can be read neither by index nor as a stream",
+            where=f"data set {type(dataset).__name__}",
+            fix="give it `__len__` and `__getitem__(index)` (a map-style data set), or make it an IterableDataset",
         )
     if not len(dataset):
         raise DataError(
-            "the data set is empty", where=_name(dataset), fix="check the channel, and what `build_dataset` selects"
+            "the data set is empty",
+            where=f"data set {type(dataset).__name__}",
+            fix="check the channel, and what `build_dataset` selects",
         )
     return len(dataset)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in choices.__args__:
+        raise ConfigurationError(
+            f"{value!r} is none of the choices", where=name, fix=f"choose {', '.join(map(repr, choices.__args__))}"
+        )
 
 
 def _check_range(name: str, value: int, *, at_least: int, below: int | None = None) -> None:

@@ -1,24 +1,18 @@
 """Which samples a step trains on: arithmetic on (seed, epoch, step), so that a resumed run costs and sees no more.
 
-Neither the number of ranks nor of workers has a say in the order. This room reads no data and knows no data set.
+This room reads no data and knows neither data sets nor ranks.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, repeat
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
-
-from smkit.errors import DataError
 
 Integers = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -48,14 +42,14 @@ def epoch_order(n: int, *, seed: int, epoch: int, shuffle: bool, windows: Window
     The global random generator is neither read nor moved.
     """
     if not shuffle:
-        return Straight(n)
+        return torch.arange(n) if n <= PERMUTED else Straight(n)
     if windows is not None and windows.rule(epoch):
         return Windowed(windows, seed=seed, epoch=epoch)
-    return Permutation(n, seed, epoch) if n <= PERMUTED else Bijection(n, seed, epoch)
+    return permutation(n, seed, epoch) if n <= PERMUTED else Bijection(n, seed, epoch)
 
 
 class Order(Protocol):
-    """The samples of an epoch by their positions in it."""
+    """The samples of an epoch by their positions in it; a tensor is one."""
 
     def __getitem__(self, positions: slice, /) -> Tensor:
         """Return the samples at these positions, int64; `positions` has a start and a stop within the epoch."""
@@ -71,14 +65,9 @@ class Straight:
         return torch.arange(*positions.indices(self._n))
 
 
-class Permutation:
-    """One of all permutations, each as likely as another: 8 bytes a sample."""
-
-    def __init__(self, n: int, *key: int) -> None:
-        self._samples = torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*key)))
-
-    def __getitem__(self, positions: slice, /) -> Tensor:
-        return self._samples[positions]
+def permutation(n: int, *key: int) -> Tensor:
+    """Return one of all permutations of n numbers, each as likely as another: 8 bytes a number."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed(*key)))
 
 
 class Bijection:
@@ -151,7 +140,7 @@ class Windowed:
     def __init__(self, windows: Windows, *, seed: int, epoch: int) -> None:
         self._key = (seed, epoch)
         sizes = np.array(windows.segments, np.int64)
-        order = Permutation(len(sizes), seed, epoch, -1)[0 : len(sizes)].numpy()
+        order = permutation(len(sizes), seed, epoch, -1).numpy()
         self._segment_starts = (np.cumsum(sizes) - sizes)[order]
         self._segment_ends = np.cumsum(sizes[order])
         self._sequence_starts = self._segment_ends - sizes[order]
@@ -173,7 +162,7 @@ class Windowed:
         """Return the samples of a window in their order; the last one that was asked for is kept."""
         if self._window is None or self._window[0] != number:
             start = self._ends[number - 1] if number else 0
-            places = start + Permutation(self._ends[number] - start, *self._key, number)[0:].numpy()
+            places = start + permutation(self._ends[number] - start, *self._key, number).numpy()
             segments = np.searchsorted(self._segment_ends, places, side="right")
             samples = places - self._sequence_starts[segments] + self._segment_starts[segments]
             self._window = number, torch.from_numpy(samples)
@@ -189,152 +178,3 @@ def _window_ends(n: int, first: int, largest: int) -> list[int]:
         if len(ends) > 1:
             size = min(2 * size, largest)
     return ends
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """How an epoch is cut: into optimizer steps, a step into micro-batches, a micro-batch into the ranks' shares.
-
-    Every cut is contiguous in the order of samples and as even as can be. The last step of an epoch takes what is
-    left, in as few micro-batches as hold it: 9 samples where a micro-batch holds 8 become 5 and 4, not 8 and 1. There,
-    the shares of ranks can differ by one, and be empty where fewer samples than ranks are left.
-    """
-
-    samples: int
-    batch_size: int
-    """Samples of one optimizer step, over all ranks and micro-batches."""
-    gradient_accumulation_steps: int = 1
-    rank: int = 0
-    world_size: int = 1
-
-    @cached_property
-    def steps(self) -> int:
-        """Optimizer steps of an epoch, the short last one included."""
-        return -(-self.samples // self.batch_size)
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of an epoch, the same for every rank."""
-        whole_steps, rest = divmod(self.samples, self.batch_size)
-        return whole_steps * self.gradient_accumulation_steps + len(self._micro_batch_sizes(rest))
-
-    def groups(self, first_step: int) -> Iterator[tuple[int, ...]]:
-        """Return, for each step from `first_step` on, how many samples its micro-batches hold over all ranks."""
-        whole_steps, rest = divmod(self.samples, self.batch_size)
-        last = (self._micro_batch_sizes(rest),) if rest else ()
-        return chain(repeat(self._micro_batch_sizes(self.batch_size), whole_steps - first_step), last)
-
-    def shares(self, first_step: int) -> Iterator[slice]:
-        """Yield this rank's part of the epoch's order, one slice a micro-batch, from `first_step` on."""
-        start = first_step * self.batch_size
-        for sizes in self.groups(first_step):
-            for size in sizes:
-                yield slice(
-                    start + size * self.rank // self.world_size, start + size * (self.rank + 1) // self.world_size
-                )
-                start += size
-
-    def _micro_batch_sizes(self, samples: int) -> tuple[int, ...]:
-        parts = -(-samples * self.gradient_accumulation_steps // self.batch_size)
-        return tuple(samples * (part + 1) // parts - samples * part // parts for part in range(parts))
-
-
-class EpochSampler(Sampler[list[int]]):
-    """The order of samples and the position in it, which is what has been trained on, not what has been fetched.
-
-    Iterating gives this rank's micro-batches, as lists of indices, from the position to the end of the epoch. The
-    position moves by `advance` alone, or, for a consumer that never calls it, by a whole epoch at each `end_pass`.
-    """
-
-    def __init__(self, plan: EpochPlan, *, seed: int, shuffle: bool) -> None:
-        self.plan = plan
-        self.seed = seed
-        self.shuffle = shuffle
-        self._epoch = 0
-        self._step = 0
-        self._uncounted_epochs = 0
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that are finished."""
-        return self._epoch + self._uncounted_epochs
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that are finished in the current epoch."""
-        return 0 if self._uncounted_epochs else self._step
-
-    def __len__(self) -> int:
-        return self.plan.micro_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return map(Tensor.tolist, self.indices())
-
-    def indices(self) -> Iterator[Tensor]:
-        """Return what iterating gives, as int64 tensors; the position is taken at the call."""
-        self._epoch, self._step, self._uncounted_epochs = self.epoch, self.step, 0
-        order = epoch_order(self.plan.samples, seed=self.seed, epoch=self._epoch, shuffle=self.shuffle)
-        return map(order.__getitem__, self.plan.shares(self._step))
-
-    def advance(self) -> None:
-        """Count one optimizer step; after the last one of an epoch the position is the start of the next epoch."""
-        self._uncounted_epochs = 0
-        self._step += 1
-        if self._step == self.plan.steps:
-            self._epoch += 1
-            self._step = 0
-
-    def end_pass(self, began: tuple[int, int]) -> None:
-        """Note that a consumer which began at `began` (epoch, step) has asked for more than the epoch holds.
-
-        If the position is still there, nobody counts steps and the epoch is over. An `advance` that comes after all,
-        from a consumer that reads ahead, takes this back.
-        """
-        if began == (self._epoch, self._step):
-            self._uncounted_epochs = 1
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position, with all that the order depends on."""
-        return {
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "step": self.step,
-            "n": self.plan.samples,
-            "batch_size": self.plan.batch_size,
-            "shuffle": int(self.shuffle),
-        }
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to the position of `state`; the next iterator begins there.
-
-        Raises:
-            DataError: The position is of another order: samples would be seen twice, and others never.
-        """
-        own = self.state_dict()
-        where = "the data position of the checkpoint"
-        if missing := sorted(own.keys() - state.keys()):
-            raise DataError(
-                f"no {', '.join(missing)} in {dict(state)}", where=where, fix="pass what `state_dict` has returned"
-            )
-        for name, (meaning, fix) in _SAME_ORDER.items():
-            if state[name] != own[name]:
-                raise DataError(
-                    f"{meaning} was {state[name]} and is {own[name]} now, so that the position means other samples",
-                    where=where,
-                    fix=f"{fix.format(state[name])}, or start afresh without the checkpoint",
-                )
-        if state["epoch"] < 0 or not 0 <= state["step"] < self.plan.steps:
-            raise DataError(
-                f"epoch {state['epoch']}, step {state['step']} does not exist: an epoch has {self.plan.steps} steps",
-                where=where,
-                fix="use another checkpoint",
-            )
-        self._epoch, self._step, self._uncounted_epochs = state["epoch"], state["step"], 0
-
-
-_SAME_ORDER = {
-    "n": ("the number of samples", "bring back the {} samples"),
-    "seed": ("seed", "set seed={}"),
-    "batch_size": ("the global batch_size", "set batch_size={}"),
-    "shuffle": ("shuffle", "set shuffle to {} again"),
-}

@@ -1,0 +1,316 @@
+"""Batches of data that can only be read from front to end: an iterable data set, or a DataLoader of the user's own.
+
+A stream has no order of its own to resume in: either it says where it stands, or what was read is read again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from smkit.data.batches import Loader, describe
+from smkit.data.draws import GlobalGenerators, SampleRandom, Transform, seed_global_generators
+from smkit.data.epoch import POSITION, cut, micro_batch_sizes
+from smkit.data.fetch import Collate, collate, pin
+from smkit.data.order import derive_seed
+from smkit.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Stream = IterableDataset[Any] | DataLoader[Any]
+
+
+class StreamLoader(Loader):
+    """See `Loader`: an optimizer step takes the next samples of the stream, and each rank its share of them.
+
+    Every rank reads the whole stream, so that all take the same number of steps and the batches are the same whatever
+    their number. What the stream draws from the process's generators depends on the seed and the epoch alone.
+
+    Args:
+        stream: Iterated once each epoch; one sample at a time, or one batch if it is a DataLoader.
+        batch_size: Samples of one optimizer step, over all ranks and micro-batches.
+        gradient_accumulation_steps: Micro-batches of one optimizer step.
+        rank: This process among `world_size`.
+        world_size: Processes that train together.
+        seed: The run's.
+        collate_fn: Makes a batch of samples.
+        transform: Makes a batch of a batch.
+        pin_memory: Whether batches lie in page-locked memory, if there is a GPU.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        batch_size: int,
+        gradient_accumulation_steps: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        collate_fn: Collate | None,
+        transform: Transform | None,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(
+            stream.dataset if isinstance(stream, DataLoader) else stream,
+            batch_size=None,
+            collate_fn=collate_fn or collate,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+        )
+        self._stream: Any = stream
+        self._gives_batches = isinstance(stream, DataLoader)
+        self._batch_size = batch_size
+        self._accumulation = gradient_accumulation_steps
+        self._rank, self._world_size = rank, world_size
+        self._seed = seed
+        self._transform = transform
+        self._epoch = self._step = self._samples = 0
+        self._stream_state: Any = None
+        self._begin()
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None if the stream has no `__len__`."""
+        length = _length(self._stream)
+        return None if length is None else -(-length // self._items_of_step)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are finished."""
+        return self._epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are finished in the current epoch."""
+        return self._step
+
+    def __len__(self) -> int:
+        length = _length(self._stream)
+        if length is None:
+            raise TypeError(f"{type(self._stream).__name__} has no length")
+        if self._gives_batches:
+            return length
+        whole_steps, rest = divmod(length, self._batch_size)
+        return whole_steps * self._accumulation + len(micro_batch_sizes(rest, self._batch_size, self._accumulation))
+
+    def describe(self) -> str:
+        """Return the data set in one line, and what a resume costs."""
+        length = _length(self._stream)
+        unit = "batches" if self._gives_batches else "samples"
+        text = describe(self._stream, "no length" if length is None else f"{length:,} {unit}")
+        return text if self._has_state else f"{text}, read again from its start on resume"
+
+    def groups(self) -> Iterator[tuple[int, ...]]:
+        """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
+        epoch = self._epoch
+        while self._epoch == epoch and self._pull():
+            yield self._sizes
+
+    def advance(self) -> None:
+        """Count one optimizer step as done; after the last one of an epoch the position is the next one's start."""
+        self._step += 1
+        self._samples += sum(self._sizes)
+        self._stream_state = None
+        if self._step == self.steps_per_epoch:
+            self._end_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, with what the stream itself says of it if it has a `state_dict`."""
+        state: dict[str, Any] = {name: getattr(self, f"_{name}") for name in _POSITION}
+        if self._has_state and self._step:
+            state["stream"] = self._stream.state_dict() if self._stream_state is None else self._stream_state
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position; the stream is asked to go there, or read again up to there.
+
+        Raises:
+            DataError: The seed or the batch size is another one.
+        """
+        if missing := sorted(set(_POSITION) - state.keys()):
+            raise DataError(
+                f"no {', '.join(missing)} in {dict(state)!r:.200}",
+                where=POSITION,
+                fix="pass what `state_dict` has returned",
+            )
+        for name in ("seed", "batch_size"):
+            own = getattr(self, f"_{name}")
+            if state[name] != own:
+                raise DataError(
+                    f"{name} was {state[name]} and is {own} now, so that the position means other samples",
+                    where=POSITION,
+                    fix=f"set {name}={state[name]}, or start afresh without the checkpoint",
+                )
+        self._epoch, self._step, self._samples = state["epoch"], state["step"], state["samples"]
+        self._stream_state = state.get("stream")
+        self._begin()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private iterator class here
+        self._begin()
+        return self._one_pass()
+
+    def _one_pass(self) -> Iterator[Any]:
+        epoch = self._epoch
+        while self._waiting or (self._epoch == epoch and self._pull()):
+            yield self._waiting.popleft()
+
+    @property
+    def _has_state(self) -> bool:
+        return hasattr(self._stream, "state_dict") and hasattr(self._stream, "load_state_dict")
+
+    @property
+    def _items_of_step(self) -> int:
+        return self._accumulation if self._gives_batches else self._batch_size
+
+    def _begin(self) -> None:
+        """Forget what was fetched; the next pull begins at the position."""
+        self._items: Iterator[Any] | None = None
+        self._generators: GlobalGenerators | None = None
+        self._waiting: deque[Any] = deque()
+        self._sizes: tuple[int, ...] = ()
+        self._pulled = self._step
+        self._pulled_samples = self._samples
+
+    def _end_epoch(self) -> None:
+        self._epoch, self._step, self._samples, self._stream_state = self._epoch + 1, 0, 0, None
+        self._items = self._generators = None
+        self._pulled = self._pulled_samples = 0
+
+    def _pull(self) -> bool:
+        """Fetch the next step; at the end of the epoch return False, at the start of the next one."""
+        if self._pulled == self.steps_per_epoch:
+            self._end_epoch()
+            return False
+        if self._step and self._has_state and self._stream_state is None:
+            self._stream_state = self._stream.state_dict()
+        with self._own_generators():
+            if self._items is None:
+                self._items = self._opened()
+            items = list(islice(self._items, self._items_of_step))
+        if not items:
+            self._require_whole()
+            self._end_epoch()
+            return False
+        self._sizes = (
+            tuple(map(_count, items))
+            if self._gives_batches
+            else micro_batch_sizes(len(items), self._batch_size, self._accumulation)
+        )
+        self._waiting.extend(items if self._gives_batches else self._shares(items))
+        self._pulled += 1
+        self._pulled_samples += sum(self._sizes)
+        return True
+
+    @contextmanager
+    def _own_generators(self) -> Iterator[None]:
+        """Let the stream draw from generators of its own, which the process's ones are for the while."""
+        others = GlobalGenerators()
+        if self._generators is None:
+            seed_global_generators(derive_seed(self._seed, self._epoch))
+        else:
+            self._generators.restore()
+        try:
+            yield
+            self._generators = GlobalGenerators()
+        finally:
+            others.restore()
+
+    def _opened(self) -> Iterator[Any]:
+        """Return the stream's iterator, at the position."""
+        has_place = self._has_state and self._stream_state is not None
+        if self._step and has_place:
+            self._stream.load_state_dict(self._stream_state)
+        items: Iterator[Any] = iter(self._stream)
+        if not self._step or has_place:
+            return items
+        skipped = self._step * self._items_of_step
+        unit = "batches" if self._gives_batches else "samples"
+        logger.warning(
+            "reading %d %s again to get to where the run was, for %s has no state_dict",
+            skipped,
+            unit,
+            type(self._stream).__name__,
+        )
+        read = sum(1 for _ in islice(items, skipped))
+        if read < skipped:
+            raise DataError(
+                f"{skipped} {unit} had been read, and now there are {read}",
+                where=f"data set {type(self._stream).__name__}",
+                fix="bring back the data that the run began with, or start afresh without the checkpoint",
+            )
+        return items
+
+    def _require_whole(self) -> None:
+        """Refuse an end that comes too early.
+
+        Raises:
+            DataError: The stream gave nothing at all, or less than its length says.
+        """
+        name, length = f"data set {type(self._stream).__name__}", _length(self._stream)
+        if not self._pulled:
+            raise DataError(
+                f"the stream has given nothing in epoch {self._epoch + 1}",
+                where=name,
+                fix="check the data, and let `__iter__` begin anew each time: a generator can be read once only",
+            )
+        if length is not None:
+            raise DataError(
+                f"its length is {length}, and it has ended after {self._pulled_samples} samples",
+                where=name,
+                fix="let `__len__` count what `__iter__` gives, or leave it out and set max_steps",
+            )
+
+    def _shares(self, samples: Sequence[Any]) -> Iterator[Any]:
+        """Yield this rank's batch of each micro-batch."""
+        start = 0
+        for size in self._sizes:
+            part = cut(size, self._world_size, self._rank)
+            first, last = start + part.start, start + part.stop
+            start += size
+            yield self._batch(samples[first:last], self._pulled_samples + first) if last > first else None
+
+    def _batch(self, samples: Sequence[Any], first: int) -> Any:
+        batch = self.collate_fn(list(samples))
+        if self._transform is not None:
+            places = torch.arange(first, first + len(samples))
+            batch = self._transform(batch, SampleRandom(self._seed, self._epoch, places))
+        return pin(batch) if self.pin_memory else batch
+
+
+_POSITION = ("seed", "epoch", "step", "samples", "batch_size")
+
+
+def _length(stream: Any) -> int | None:
+    """Return the length of a stream, or None; a DataLoader over a stream without one has a `__len__` that raises."""
+    if not isinstance(stream, Sized):
+        return None
+    try:
+        return len(stream)
+    except TypeError:
+        return None
+
+
+def _count(batch: Any) -> int:
+    """Return how many samples a batch holds: the first length of its first tensor.
+
+    Raises:
+        DataError: There is no tensor in it.
+    """
+    found: Any = batch
+    while isinstance(found, (list, tuple, dict)) and found:
+        found = next(iter(found.values() if isinstance(found, dict) else found))
+    if isinstance(found, Tensor) and found.dim():
+        return len(found)
+    raise DataError(
+        f"a batch is {type(batch).__name__}, and begins with no tensor whose length counts its samples",
+        where="the batches of your DataLoader",
+        fix="let its collate_fn return a tensor first",
+    )

@@ -1,0 +1,44 @@
+"""What a run says of itself before its first step: each part in a line, each setting with its origin.
+
+This room decides nothing, and writes nothing: `trainer` says it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from smkit import report
+from smkit.data.batches import Loader
+from smkit.device import Placement
+
+if TYPE_CHECKING:
+    from smkit.context import TrainingContext
+
+
+def start_table(
+    title: str,
+    context: TrainingContext[Any],
+    *,
+    placement: Placement,
+    train: Loader,
+    validation: Loader | None,
+    model: nn.Module,
+    total_steps: int,
+    start: str,
+) -> str:
+    """Return the table of what was resolved, and where each setting came from."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    an_epoch = "" if train.steps_per_epoch is None else f", {train.steps_per_epoch:,} an epoch"
+    rows = [
+        ("device", placement.describe()),
+        ("train", train.describe()),
+        ("validation", "none" if validation is None else validation.describe()),
+        ("model", f"{type(model).__name__}, {size:,} parameters"),
+        ("steps", f"{total_steps:,} of {context.hp.batch_size} samples{an_epoch}"),
+        ("checkpoints", f"{context.checkpoint_dir}, {start}"),
+        ("model goes to", str(context.model_dir)),
+    ]
+    settings = report.settings_rows(context.hp, context.origins)
+    return report.table(rows, title=title) + "\n" + report.table(settings)
