@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ class Index:
     def __init__(self, root: Path, files: Sequence[str], *, with_labels: bool, is_streamed: bool, where: str) -> None:
         if is_streamed:
             _logger.info("%s: indexing %s shards by the headers in them", where, f"{len(files):,}")
-        with ThreadPoolExecutor(_THREADS if is_streamed else 1) as pool:
-            shards = list(pool.map(lambda file: _index(root, file, with_labels, where), files))
+        index = partial(_index, root, with_labels, where)
+        if is_streamed:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                shards = list(pool.map(index, files))
+        else:
+            shards = list(map(index, files))
         self.files = tuple(files)
         self.file_sizes = tuple(shard.size for shard in shards)
         self.fields = shards[0].fields
@@ -121,7 +126,7 @@ class _Buffered:
         return self._buffer[start : start + size]
 
 
-def _index(root: Path, file: str, with_labels: bool, where: str) -> ShardIndex:  # noqa: FBT001
+def _index(root: Path, with_labels: bool, where: str, file: str) -> ShardIndex:  # noqa: FBT001
     try:
         descriptor = os.open(root / file, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -6,6 +6,7 @@ whose checksum is wrong. This room does not know what the files mean, nor what a
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 
 from smkit.errors import DataError
@@ -94,11 +95,7 @@ class Tar:
             self._check_rest(offset + _BLOCK)
             return None
         stated = header[148:156].strip(b" \0")
-        if stated.strip(b"01234567") or not stated:
-            raise self._no_header(header, offset)
-        excess = sum(header) - sum(header[148:156]) + 8 * ord(" ") - int(stated, 8)
-        # Some old programs took bytes for signed numbers.
-        if excess and excess != 256 * sum(byte > 127 for byte in header[:148] + header[156:]):
+        if stated.strip(b"01234567") or not stated or not _has_sum(header, int(stated, 8)):
             raise self._no_header(header, offset)
         return header
 
@@ -182,11 +179,23 @@ class Tar:
         return DataError(f"{self._name} {what}", where=self._where, fix=fix)
 
 
+def _has_sum(header: bytes, stated: int) -> bool:
+    """Return whether the bytes of `header` have this sum, those of the checksum itself counting as spaces."""
+    counted = header[:148] + b"        " + header[156:]
+    # Adler-32 has the sum in it, and is ten times as fast as `sum`.
+    if zlib.adler32(counted) & 0xFFFF == stated + 1:
+        return True
+    # Some old programs took bytes for signed numbers.
+    total = sum(counted)
+    return stated in (total, total - 256 * sum(byte > 127 for byte in counted))
+
+
 def _name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
     # GNU's own headers have times where POSIX has the beginning of a long name.
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
+    if header[345] and header[257:263] == b"ustar\0":
+        return header[345:500].partition(b"\0")[0] + b"/" + name
+    return name
 
 
 def _text(name: bytes) -> str:
