@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smkit.argparse_doors import parse_args as parse_args
     from smkit.checkpoint import CheckpointStore as CheckpointStore
     from smkit.context import TrainingContext as TrainingContext
+    from smkit.data.draws import SampleRandom as SampleRandom
     from smkit.data.layouts import open_dataset as open_dataset
     from smkit.data.loader import make_loader as make_loader
     from smkit.device import Placement as Placement
@@ -42,6 +43,7 @@ else:
         "JobError": "errors",
         "MetricLog": "metrics",
         "Placement": "device",
+        "SampleRandom": "data.draws",
         "SmkitError": "errors",
         "Trainer": "trainer",
         "TrainingContext": "context",

@@ -314,7 +314,7 @@ SCRIPT = """
 import sys, torch, smkit
 from torch import nn
 class Mine(smkit.Trainer):
-    num_workers = {workers}
+    workers, num_workers = {workers}
     def build_model(self): return nn.Linear(1, 1)
     def build_optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)
     def training_step(self, batch): {step}
@@ -330,7 +330,7 @@ STEP = "return self.model(batch.float()[:, None]).pow(2).mean()"
 
 def script(tmp_path: Path, *, workers: int = 0, step: str = STEP, item: str = "return index") -> list[str]:
     file = tmp_path / "train.py"
-    file.write_text(SCRIPT.format(workers=workers, step=step, item=item))
+    file.write_text(SCRIPT.format(workers=("process", workers) if workers else ("auto", None), step=step, item=item))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "present").touch()
     places = [f"--channel=train={tmp_path / 'data'}", f"--run-dir={tmp_path / 'run'}"]

@@ -19,6 +19,7 @@ PUBLIC = {
     "JobError",
     "MetricLog",
     "Placement",
+    "SampleRandom",
     "SmkitError",
     "Trainer",
     "TrainingContext",
@@ -28,7 +29,7 @@ PUBLIC = {
     "open_dataset",
     "parse_args",
 }
-TRAINING = {"CheckpointStore", "MetricLog", "Placement", "Trainer", "make_loader", "open_dataset"}
+TRAINING = {"CheckpointStore", "MetricLog", "Placement", "SampleRandom", "Trainer", "make_loader", "open_dataset"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
