@@ -1,0 +1,103 @@
+"""From the files of a channel to a table: the format opens them, and the columns of a batch are chosen.
+
+This room knows which format reads which kind of file, and nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from smkit.data.columns import Selection, select
+from smkit.data.delimited import Delimited
+from smkit.data.formats import Format
+from smkit.data.source import fingerprint_of, fingerprint_of_files
+from smkit.data.table import Table
+from smkit.data.table_cache import default_folder
+from smkit.errors import DataError
+
+_VERSION = 1
+"""Of what a cache holds: another one for another way to parse the same files."""
+
+_FORMATS: dict[str, Callable[[Path, Sequence[str], str], Format]] = {
+    "csv": Delimited,
+}
+
+
+def open_table(
+    root: Path,
+    files: Sequence[str],
+    kind: str,
+    *,
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
+    content_type: str | None = None,
+    cache_dir: Path | None = None,
+    is_streamed: bool = False,  # noqa: ARG001 - blocks are read in sequence, which is what a stream wants
+    where: str,
+) -> Table:
+    """Return the rows of files as a data set.
+
+    Args:
+        root: The folder of the files.
+        files: Their paths relative to `root`, all of one kind; rows follow this order.
+        kind: csv, jsonl, parquet, arrow, libsvm, recordio or text.
+        label: The label's column; "" is none. By default it is the first column of a CSV file without a header, what
+            libsvm and RecordIO have as label, and else the column called label, labels, y, target or targets.
+        columns: Names of the features, in their order; by default all but the label.
+        content_type: The channel's; `text/csv;label_size=0` says that there is no label.
+        cache_dir: Where parsed rows are kept; by default `smkit-cache` below the machine's temporary folder.
+        is_streamed: Whether the files are fetched while they are read.
+        where: What an error names as its place.
+
+    Raises:
+        DataError: A file is damaged, a column is not there, or the label is not clear.
+    """
+    opened = _FORMATS[kind](root, files, where)
+    if label is None and opened.first_is_label and "label_size=0" in (content_type or "").replace(" ", ""):
+        label = ""
+    if not opened.is_selectable:
+        label, columns = _all(opened, kind, label, columns, where)
+    selection = select(
+        opened.columns,
+        label=label,
+        columns=columns,
+        first_is_label=opened.first_is_label,
+        is_matrix=not opened.is_selectable and opened.first_is_label,
+        where=where,
+    )
+    choice = json.dumps([kind, selection.is_matrix, [[c.name, c.kind, c.length] for c in selection.columns], label])
+    return Table(
+        opened,
+        selection,
+        cache_folder=Path(cache_dir) if cache_dir is not None else default_folder(where),
+        key=_key(root, files, choice, selection),
+        identity=fingerprint_of([fingerprint_of_files(root, files), choice]),
+        where=where,
+    )
+
+
+def _key(root: Path, files: Sequence[str], choice: str, selection: Selection) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((_VERSION, choice, selection.label is None)).encode())
+    for file in files:
+        path = (root / file).absolute()
+        found = path.stat()
+        digest.update(repr((str(path), found.st_size, found.st_mtime_ns)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _all(
+    opened: Format, kind: str, label: str | None, columns: Sequence[str] | None, where: str
+) -> tuple[str | None, Sequence[str] | None]:
+    """Return the label of a format whose columns have no names of their own."""
+    if columns is not None or label:
+        asked = f"columns={list(columns)}" if columns is not None else f"label={label!r}"
+        raise DataError(
+            f"{asked} was asked for, and {kind} files have no named columns",
+            where=where,
+            fix="leave it out: a row is its features and its label",
+        )
+    return label if opened.first_is_label else "", None
