@@ -72,8 +72,10 @@ class StreamLoader(Loader):
         self._rank, self._world_size = rank, world_size
         self._seed = seed
         self._transform = transform
-        self._epoch = self._step = self._samples = 0
+        self._epoch = self._step = self._samples = self._read = 0
         self._stream_state: Any = None
+        self._items: Iterator[Any] | None = None
+        self._must_load = False
         self._begin()
 
     @property
@@ -118,6 +120,7 @@ class StreamLoader(Loader):
         """Count one optimizer step as done; after the last one of an epoch the position is the next one's start."""
         self._step += 1
         self._samples += sum(self._sizes)
+        self._read += len(self._sizes) if self._gives_batches else sum(self._sizes)
         self._stream_state = None
         if self._step == self.steps_per_epoch:
             self._end_epoch()
@@ -125,8 +128,8 @@ class StreamLoader(Loader):
     def state_dict(self) -> dict[str, Any]:
         """Return the position, with what the stream itself says of it if it has a `state_dict`."""
         state: dict[str, Any] = {name: getattr(self, f"_{name}") for name in _POSITION}
-        if self._has_state and self._step:
-            state["stream"] = self._stream.state_dict() if self._stream_state is None else self._stream_state
+        if self._has_state and (self._epoch or self._step):
+            state["stream"] = self._state_of_stream()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,9 +152,11 @@ class StreamLoader(Loader):
                     where=POSITION,
                     fix=f"set {name}={state[name]}, or start afresh without the checkpoint",
                 )
-        self._epoch, self._step, self._samples = state["epoch"], state["step"], state["samples"]
+        for name in ("epoch", "step", "samples", "read"):
+            setattr(self, f"_{name}", state[name])
         self._stream_state = state.get("stream")
         self._begin()
+        self._must_load = True
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private iterator class here
         self._begin()
@@ -172,31 +177,55 @@ class StreamLoader(Loader):
 
     def _begin(self) -> None:
         """Forget what was fetched; the next pull begins at the position."""
-        self._items: Iterator[Any] | None = None
+        self._must_load = self._must_load or self._items is not None
+        self._items = None
         self._generators: GlobalGenerators | None = None
         self._waiting: deque[Any] = deque()
         self._sizes: tuple[int, ...] = ()
         self._pulled = self._step
         self._pulled_samples = self._samples
+        self._pulled_items = self._read
 
     def _end_epoch(self) -> None:
-        self._epoch, self._step, self._samples, self._stream_state = self._epoch + 1, 0, 0, None
-        self._items = self._generators = None
-        self._pulled = self._pulled_samples = 0
+        """Read the stream to its end, where it gets ready for the next time, and begin the next epoch.
+
+        Raises:
+            DataError: The end comes later or earlier than its length says.
+        """
+        with self._own_generators():
+            goes_on = self._items is not None and next(self._items, _END) is not _END
+        length = _length(self._stream)
+        if goes_on or (length is not None and length != self._pulled_items):
+            after = "goes on" if goes_on else "has ended"
+            raise DataError(
+                f"its length is {length}, and it {after} after {self._pulled_items}",
+                where=f"data set {type(self._stream).__name__}",
+                fix="let `__len__` count what `__iter__` gives, or leave it out and set max_steps",
+            )
+        self._epoch += 1
+        self._step = self._samples = self._read = self._pulled = self._pulled_items = self._pulled_samples = 0
+        self._stream_state = self._items = self._generators = None
+
+    def _state_of_stream(self) -> Any:
+        """Return what the stream says of the position that is counted."""
+        if self._stream_state is None:
+            with self._own_generators():
+                self._stream_state = self._stream.state_dict()
+        return self._stream_state
 
     def _pull(self) -> bool:
         """Fetch the next step; at the end of the epoch return False, at the start of the next one."""
         if self._pulled == self.steps_per_epoch:
             self._end_epoch()
             return False
-        if self._step and self._has_state and self._stream_state is None:
-            self._stream_state = self._stream.state_dict()
+        if self._has_state and not self._must_load:
+            self._state_of_stream()
         with self._own_generators():
             if self._items is None:
                 self._items = self._opened()
             items = list(islice(self._items, self._items_of_step))
         if not items:
-            self._require_whole()
+            self._require_something()
             self._end_epoch()
             return False
         self._sizes = (
@@ -207,6 +236,7 @@ class StreamLoader(Loader):
         self._waiting.extend(items if self._gives_batches else self._shares(items))
         self._pulled += 1
         self._pulled_samples += sum(self._sizes)
+        self._pulled_items += len(items)
         return True
 
     @contextmanager
@@ -225,13 +255,14 @@ class StreamLoader(Loader):
 
     def _opened(self) -> Iterator[Any]:
         """Return the stream's iterator, at the position."""
-        has_place = self._has_state and self._stream_state is not None
-        if self._step and has_place:
+        loads = self._must_load and self._has_state and self._stream_state is not None
+        self._must_load = False
+        if loads:
             self._stream.load_state_dict(self._stream_state)
         items: Iterator[Any] = iter(self._stream)
-        if not self._step or has_place:
+        if loads or not self._step:
             return items
-        skipped = self._step * self._items_of_step
+        skipped = self._read
         unit = "batches" if self._gives_batches else "samples"
         logger.warning(
             "reading %d %s again to get to where the run was, for %s has no state_dict",
@@ -248,24 +279,12 @@ class StreamLoader(Loader):
             )
         return items
 
-    def _require_whole(self) -> None:
-        """Refuse an end that comes too early.
-
-        Raises:
-            DataError: The stream gave nothing at all, or less than its length says.
-        """
-        name, length = f"data set {type(self._stream).__name__}", _length(self._stream)
+    def _require_something(self) -> None:
         if not self._pulled:
             raise DataError(
                 f"the stream has given nothing in epoch {self._epoch + 1}",
-                where=name,
+                where=f"data set {type(self._stream).__name__}",
                 fix="check the data, and let `__iter__` begin anew each time: a generator can be read once only",
-            )
-        if length is not None:
-            raise DataError(
-                f"its length is {length}, and it has ended after {self._pulled_samples} samples",
-                where=name,
-                fix="let `__len__` count what `__iter__` gives, or leave it out and set max_steps",
             )
 
     def _shares(self, samples: Sequence[Any]) -> Iterator[Any]:
@@ -285,7 +304,8 @@ class StreamLoader(Loader):
         return pin(batch) if self.pin_memory else batch
 
 
-_POSITION = ("seed", "epoch", "step", "samples", "batch_size")
+_POSITION = ("seed", "epoch", "step", "samples", "read", "batch_size")
+_END = object()
 
 
 def _length(stream: Any) -> int | None:

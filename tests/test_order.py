@@ -1,0 +1,145 @@
+"""Orders of samples: what a billion of them cost, what a window keeps together, how parts on several hosts are cut."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smkit.data import order
+from smkit.data.epoch import EpochPlan
+from smkit.data.order import Windows, epoch_order
+
+pytestmark = pytest.mark.train
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(1, 3000), seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data())
+def test_a_bijection_gives_each_sample_once_whatever_the_slices(n, seed, epoch, data):
+    bijection = order.Bijection(n, seed, epoch)
+    cuts = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=8))})
+    samples = torch.cat([bijection[start:stop] for start, stop in itertools.pairwise(cuts)])
+    assert samples.dtype == torch.int64
+    assert samples.sort().values.equal(torch.arange(n))
+    assert samples.equal(bijection[0:n])
+
+
+def test_a_billion_samples_cost_neither_memory_nor_time():
+    tracemalloc.start()
+    samples = epoch_order(10**9, seed=0, epoch=0, shuffle=True)
+    first = samples[0:1024]
+    last = epoch_order(10**9, seed=0, epoch=0, shuffle=False)[10**9 - 2 : 10**9]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    assert len(set(first.tolist())) == 1024
+    assert 0 <= int(first.min()) < 10**7
+    assert 0.99 * 10**9 < int(first.max()) < 10**9
+    assert last.tolist() == [10**9 - 2, 10**9 - 1]
+    assert first[:4].tolist() == samples[0:4].tolist() == [615800139, 752899252, 363015418, 645412805]
+
+
+def test_places_and_samples_of_a_bijection_are_not_related():
+    """Where a thousand neighbours go, and which numbers come next to each other, looks like chance (4 sigma)."""
+    n = 2_000_000
+    samples = order.Bijection(n, 7)[0:n].double()
+    correlation = torch.corrcoef(torch.stack([torch.arange(n).double(), samples]))[0, 1]
+    neighbours = torch.corrcoef(torch.stack([samples[:-1], samples[1:]]))[0, 1]
+    assert abs(correlation) < 4 / n**0.5
+    assert abs(neighbours) < 4 / n**0.5
+    buckets = torch.bincount((samples[:200_000] * 1000 / n).long(), minlength=1000).double()
+    chi_square = float(((buckets - 200) ** 2 / 200).sum())
+    assert abs(chi_square - 999) < 4 * (2 * 999) ** 0.5
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    segments=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    first=st.integers(1, 9),
+    largest=st.integers(9, 60),
+    data=st.data(),
+)
+def test_windows_keep_to_a_sequence_of_whole_segments(segments, first, largest, data):
+    n = sum(segments)
+    if not n:
+        return
+    windows = Windows(tuple(segments), largest, first, epochs=1)
+    windowed = epoch_order(n, seed=1, epoch=0, shuffle=True, windows=windows)
+    cuts = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=6))})
+    samples = torch.cat([windowed[start:stop] for start, stop in itertools.pairwise(cuts)]).tolist()
+    assert sorted(samples) == list(range(n))
+    assert samples == windowed[0:n].tolist()
+    # Samples that come out lie in one window of the sequence of segments: that sequence is read from front to end.
+    sequence = sequence_of(segments, samples)
+    place = {sample: number for number, sample in enumerate(sequence)}
+    for number, sample in enumerate(samples):
+        assert abs(place[sample] - number) < largest
+    assert epoch_order(n, seed=1, epoch=1, shuffle=True, windows=windows)[0:n].equal(
+        epoch_order(n, seed=1, epoch=1, shuffle=True)[0:n]
+    )
+
+
+def sequence_of(segments: list[int], samples: list[int]) -> list[int]:
+    """The order of segments that fits best: by the mean place of their samples."""
+    bounds = [0, *itertools.accumulate(segments)]
+    places = {sample: number for number, sample in enumerate(samples)}
+    owned = [range(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
+    owned.sort(key=lambda segment: sum(places[sample] for sample in segment) / len(segment))
+    return [sample for segment in owned for sample in segment]
+
+
+def test_windows_grow_so_that_the_first_batch_comes_early_and_most_samples_are_mixed_widely():
+    windows = Windows((100_000,), largest=16_384, first=1024)
+    samples = epoch_order(100_000, seed=0, epoch=5, shuffle=True, windows=windows)[0:100_000]
+    assert int(samples[:1024].max()) < 1024
+    assert int(samples[:2048].max()) < 2048
+    assert int(samples[2048:4096].max()) < 4096
+    assert int(samples[2048:4096].min()) >= 2048
+    distances = (samples - torch.arange(100_000)).abs()
+    assert int(distances.max()) < 16_384
+    assert float(distances[-50_000:].double().mean()) > 4000
+    assert windows.describe() == "shuffled by windows of up to 16,384 samples"
+    assert Windows((5, 6), 4, 2, 1).describe() == (
+        "shuffled in the first epoch by 2 files in random order, then windows of up to 4 samples"
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    shards=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    local=st.integers(1, 3),
+    per_rank=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+)
+def test_hosts_with_parts_of_their_own_end_with_the_same_step_and_have_shown_each_sample_once(
+    shards, local, per_rank, accumulation
+):
+    batch_size = per_rank * local * accumulation
+    plans = [
+        [EpochPlan(samples, batch_size, accumulation, rank, local, tuple(shards)) for rank in range(local)]
+        for samples in shards
+    ]
+    ranks = [plan for host in plans for plan in host]
+    groups = [list(plan.groups(0)) for plan in ranks]
+    assert all(group == groups[0] for group in groups)
+    assert {plan.steps for plan in ranks} == {len(groups[0])} == {-(-sum(shards) // batch_size)}
+    assert sum(map(sum, groups[0])) == sum(shards)
+    for samples, host in zip(shards, plans, strict=True):
+        shares = [list(plan.shares(0)) for plan in host]
+        assert len({len(share) for share in shares}) == 1
+        assert len(shares[0]) == host[0].micro_batches
+        seen = Counter(sample for share in shares for part in share for sample in range(part.start, part.stop))
+        assert seen == Counter(range(samples))
+        middle = len(groups[0]) // 2
+        done = sum(map(len, groups[0][:middle]))
+        assert [list(plan.shares(middle)) for plan in host] == [share[done:] for share in shares]
+    totals = [0] * len(shares[0])
+    for plan in ranks:
+        for number, part in enumerate(plan.shares(0)):
+            totals[number] += part.stop - part.start
+    assert totals == [size for group in groups[0] for size in group]
