@@ -132,9 +132,11 @@ def open_field(name: str, first: bytes, size: Size | None) -> Field:
         load = _npy if suffix == "npy" else _torch
         value = load(first)
         return Stacked(load, value) if isinstance(value, Tensor) else Values(load, "values")
-    if suffix == "json":
-        return Values(json.loads, "values")
-    return Values(_text, "str") if suffix == "txt" else raw()
+    if suffix in _TEXTS:
+        parse, kind = _TEXTS[suffix]
+        parse(first)
+        return Values(parse, kind)
+    return raw()
 
 
 def raw() -> Field:
@@ -166,3 +168,6 @@ def _text(content: bytes) -> str:
 
 def _same(content: bytes) -> bytes:
     return content
+
+
+_TEXTS: dict[str, tuple[Callable[[bytes], Any], str]] = {"json": (json.loads, "values"), "txt": (_text, "str")}

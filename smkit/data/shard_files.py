@@ -132,7 +132,7 @@ class ShardFiles:
             copied = _copy_bytes(original.number, descriptor.number)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._no_space(f"a copy of {file}", size, self._free()) from error
+                raise self._no_space(f"the bytes of {file}", size, self._free()) from error
             raise self._unreadable(file, error) from error
         if copied != size:
             raise DataError(
@@ -148,7 +148,7 @@ class ShardFiles:
 
     def _no_space(self, what: str, needed: int, free: int) -> DataError:
         return DataError(
-            f"{what} take {needed / 1e9:,.2f} GB, and the disk of {self._folder} has {free / 1e9:,.2f} GB left",
+            f"{what} take {needed / 1e6:,.1f} MB, and the disk of {self._folder} has {free / 1e6:,.1f} MB left",
             where=self._where,
             fix="give the job a larger volume (VolumeSizeInGB), or write smaller shards",
         )
