@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -110,3 +112,22 @@ def _lists(opened: Format, block: Block, column: Column, array: Any) -> Values:
         raise opened.wrong(block, row, f"the list in column '{column.name}' has no value at a place", "add it")
     flat = flat.cast(pa.int64() if column.kind == "whole" else pa.float32(), safe=column.kind == "whole")
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), column.length or 0)
+
+
+def with_lengths(columns: Sequence[Column], rows: Any) -> tuple[Column, ...]:
+    """Return `columns` whose lists have the length of the first one in `rows`; without one, they cannot be held."""
+    import pyarrow.compute as pc
+
+    known = []
+    for column in columns:
+        if column.length is not None:
+            lengths = pc.drop_null(pc.list_value_length(rows.column(column.name)))
+            length = lengths[0].as_py() if len(lengths) else 0
+            known.append(
+                replace(column, length=length)
+                if length and column.kind != "other"
+                else replace(column, kind="other", length=None)
+            )
+        else:
+            known.append(column)
+    return tuple(known)

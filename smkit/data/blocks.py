@@ -27,6 +27,7 @@ MOST_UNPACKED_BYTES = 1 << 28
 """A compressed file is one block, for it can be entered at its start alone."""
 
 _SEGMENT_PIECES = 16
+_MARK = b"\xef\xbb\xbf"
 _ARRIVED = "check that the file has arrived whole"
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -106,10 +107,14 @@ class TextFiles:
         self.files = tuple(files)
         self.where = where
 
-    def head(self, file: int, size: int = FIRST_BYTES) -> bytes:
+    def head(self, file: int, size: int) -> bytes:
         """Return the first `size` bytes of a file."""
         with self._reading(file) as opened:
             return bytes(opened.read(size) or b"")
+
+    def after_mark(self, file: int) -> int:
+        """Return where the text of a file begins: behind the mark that some programs write before UTF-8."""
+        return len(_MARK) if self.head(file, len(_MARK)) == _MARK else 0
 
     def read(self, block: Block) -> bytes:
         """Return the bytes of a block, which are whole lines; the last one of a file can lack its line feed."""

@@ -6,7 +6,6 @@ neither rows nor what a number means.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,18 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 PADDING = 24
 """Bytes that must lie before the first number, whatever they are: words are read backwards from a number's end."""
-MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
-"""Texts that stand for a number which is not there."""
 
 _MOST_DIGITS = 19
-_FEW = 0.03
-_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _KEPT = np.array([0] + [(1 << 64) - (1 << 64 - 8 * count) for count in range(1, 9)], np.uint64)
 _TENS = np.array([10**power for power in range(_MOST_DIGITS + 1)], np.uint64)
 _REAL_TENS = _TENS.astype(np.float64)
-_MISSING_BYTES = {text.encode() for text in MISSING}
 
 
 def decimals(data: Bytes, starts: Places, dots: Places, ends: Places) -> Reals | None:
-    """Return the number in `data[start:end]` for each start and end, as float64; NaN where none is there.
+    """Return the number in `data[start:end]` for each start and end, as float64.
 
     Each is the number that `float` makes of the text, or differs from it so little that both are the same float32.
-    None means that too many numbers are written in a way that is not for this room, or that a text is no number.
+    Whatever `float` reads is read; None means that a text is no number.
 
     Args:
         data: Text, with `PADDING` bytes before the first number.
@@ -86,44 +80,13 @@ def digits(data: Bytes, ends: Places, counts: Places) -> tuple[Words, Flags]:
 
 
 def _with_others(data: Bytes, starts: Places, ends: Places, values: Reals, others: Places) -> Reals | None:
-    """Put into `values` what Python makes of the texts `others`; None if they are many, or one is no number."""
-    if len(others) > max(16, len(values) * _FEW):
-        return None
+    """Put into `values` what Python makes of the texts `others`, such as 1e-05; None if one is no number."""
     for place in others.tolist():
-        text = data[starts[place] : ends[place]].tobytes().strip()
-        if text in _MISSING_BYTES:
-            values[place] = np.nan
-        elif _NUMBER.fullmatch(text):
+        text = data[starts[place] : ends[place]].tobytes()
+        try:
             values[place] = float(text)
-        else:
+        except ValueError:
+            return None
+        if b"_" in text:
             return None
     return values
-
-
-def table_of_decimals(data: Bytes, columns: int, delimiter: int) -> Reals | None:
-    """Return the numbers (rows, columns) of delimited lines, of which the last one ends with a line feed.
-
-    None means that it is not all numbers in lines of `columns` each; what it is instead, another room has to say.
-
-    Args:
-        data: Text, with `PADDING` bytes before the first number.
-        columns: Numbers in a line.
-        delimiter: The character between them.
-    """
-    text = data[PADDING:]
-    found = np.flatnonzero((text == delimiter) | (text == 10) | (text == 46)) + PADDING
-    is_dot = data[found] == 46
-    last = np.flatnonzero(~is_dot)
-    ends = found[last]
-    is_end_of_line = data[ends] == 10
-    rows = np.count_nonzero(is_end_of_line)
-    if rows * columns != len(ends) or not is_end_of_line[columns - 1 :: columns].all():
-        return None
-    before = np.concatenate([[-1], last[:-1]])
-    if (last - before).max(initial=0) > 2:
-        return None
-    starts = np.concatenate([[PADDING], ends[:-1] + 1])
-    # What was found last before an end lies in the same number if it is a dot: any other one would be an end.
-    dots = np.where(last - before == 2, found[last - 1], ends)
-    values = decimals(data, starts, dots, ends)
-    return None if values is None else values.reshape(rows, columns)

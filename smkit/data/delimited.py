@@ -50,7 +50,7 @@ class Delimited(Format):
         super().__init__(root, files, where)
         self._csv = load("pyarrow.csv", "a CSV file", where).__name__
         self._texts = TextFiles(root, files, where)
-        heads = [self._texts.head(file) for file in range(len(files))]
+        heads = [self._texts.head(file, FIRST_BYTES) for file in range(len(files))]
         first = next((file for file, head in enumerate(heads) if head.strip(b"\r\n\xef\xbb\xbf")), None)
         if first is None:
             raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")

@@ -10,9 +10,14 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from smkit.data.columnar import Arrow, Parquet
 from smkit.data.columns import Selection, select
 from smkit.data.delimited import Delimited
 from smkit.data.formats import Format
+from smkit.data.json_lines import JSONLines
+from smkit.data.libsvm import LibSVM
+from smkit.data.lines import Lines
+from smkit.data.recordio import RecordIO
 from smkit.data.source import fingerprint_of, fingerprint_of_files
 from smkit.data.table import Table
 from smkit.data.table_cache import default_folder
@@ -23,6 +28,12 @@ _VERSION = 1
 
 _FORMATS: dict[str, Callable[[Path, Sequence[str], str], Format]] = {
     "csv": Delimited,
+    "jsonl": JSONLines,
+    "parquet": Parquet,
+    "arrow": Arrow,
+    "libsvm": LibSVM,
+    "recordio": RecordIO,
+    "text": Lines,
 }
 
 

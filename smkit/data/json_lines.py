@@ -1,0 +1,122 @@
+"""JSON lines: a row is an object on a line of its own, parsed by pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smkit.data.arrow_values import column_of, load, values_of, with_lengths
+from smkit.data.blocks import Block, TextFiles
+from smkit.data.columns import Column, Values
+from smkit.data.formats import Format
+from smkit.errors import DataError
+
+
+class JSONLines(Format):
+    """JSON lines files; the first rows say which keys there are, and what each of them holds.
+
+    A key that a row lacks, or whose value is null, is a missing number, or the text "".
+
+    Raises:
+        DataError: There are no rows, or the first ones are damaged.
+    """
+
+    kind = "jsonl"
+
+    def __init__(self, root: Path, files: Sequence[str], where: str) -> None:
+        super().__init__(root, files, where)
+        load("pyarrow.json", "JSON lines", where)
+        self._texts = TextFiles(root, files, where)
+        starts = [self._texts.after_mark(file) for file in range(len(files))]
+        self.blocks = self._texts.blocks(starts, [False] * len(files), [1] * len(files))
+        if not self.blocks.total:
+            raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")
+        first = self._read(self.blocks[0], self._texts.read(self.blocks[0]), None)
+        self._types: dict[str, Any] = {field.name: _as_read(field.type) for field in first.schema}
+        self.columns = with_lengths([column_of(name, kind) for name, kind in self._types.items()], first)
+
+    def parse(self, block: Block, columns: Sequence[Column]) -> list[Values]:
+        """Return the values of a block's rows for each of `columns`."""
+        import pyarrow as pa
+
+        types = dict(self._types)
+        for column in columns:
+            if column.kind == "real" and column.length is None and pa.types.is_integer(types[column.name]):
+                types[column.name] = pa.float64()
+        found = self._read(block, self._texts.read(block), types)
+        return [values_of(self, block, column, found.column(column.name)) for column in columns]
+
+    def _read(self, block: Block, data: bytes, types: dict[str, Any] | None) -> Any:
+        import pyarrow as pa
+        from pyarrow import json as arrow_json
+
+        try:
+            found = arrow_json.read_json(
+                pa.BufferReader(data),
+                arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 2),
+                arrow_json.ParseOptions(
+                    explicit_schema=None if types is None else pa.schema(list(types.items())),
+                    newlines_in_values=False,
+                    unexpected_field_behavior="infer" if types is None else "error",
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            raise self._explained(block, data, types, str(error)) from error
+        if found.num_rows != block.rows:
+            raise self._explained(block, data, types, f"{found.num_rows} objects were found")
+        return found
+
+    def _explained(self, block: Block, data: bytes, types: dict[str, Any] | None, reason: str) -> DataError:
+        """Return the error that names the first line which is wrong, found by reading the block once more, slowly."""
+        seen: dict[str, str] = {}
+        for row, line in enumerate(data.split(b"\n")[: block.rows]):
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                what = f"this is no JSON: {error}" if line.strip() else "the line is blank"
+                return self.wrong(block, row, what, "keep one whole object on each line")
+            if not isinstance(values, dict):
+                return self.wrong(block, row, f"this is no object: {line[:40]!r}", "keep one object on each line")
+            for name, value in values.items():
+                expected = seen.setdefault(name, _kind(value)) if types is None else _expected(types.get(name))
+                if not _fits(value, expected):
+                    what = f"'{name}' is {json.dumps(value)[:60]}, and was {expected} before"
+                    return self.wrong(block, row, what, "give each key values of one type, and the first row every key")
+        return self.wrong(
+            block, 0, f"this line or one of the {block.rows} from it on cannot be read: {reason}", "mend the line"
+        )
+
+
+def _as_read(kind: Any) -> Any:
+    """Return the type of a column as it is read: what looks like a date stays text."""
+    import pyarrow as pa
+
+    return pa.string() if pa.types.is_temporal(kind) else pa.float64() if pa.types.is_null(kind) else kind
+
+
+def _expected(kind: Any) -> str:
+    import pyarrow.types as kinds
+
+    if kind is None:
+        return "not there"
+    tests = {
+        "a whole number": kinds.is_integer,
+        "a number": kinds.is_floating,
+        "true or false": kinds.is_boolean,
+        "text": kinds.is_string,
+        "a list": kinds.is_list,
+    }
+    return next((name for name, test in tests.items() if test(kind)), "an object")
+
+
+def _kind(value: object) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "null")
+
+
+def _fits(value: object, expected: str) -> bool:
+    if expected == "a whole number":
+        return value is None or type(value) is int
+    return expected != "not there" and (value is None or expected == "null" or _kind(value) == expected)

@@ -1,0 +1,45 @@
+"""Lines of text: a row is a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smkit.data.blocks import Block, TextFiles
+from smkit.data.columns import Column, Values
+from smkit.data.formats import Format, texts_of
+from smkit.errors import DataError
+
+
+class Lines(Format):
+    """Text files; a blank line is a row, except at the end of a file.
+
+    Raises:
+        DataError: There is no line.
+    """
+
+    kind = "text"
+    columns = (Column("text", "text"),)
+    is_selectable = False
+
+    def __init__(self, root: Path, files: Sequence[str], where: str) -> None:
+        super().__init__(root, files, where)
+        self._texts = TextFiles(root, files, where)
+        starts = [self._texts.after_mark(file) for file in range(len(files))]
+        self.blocks = self._texts.blocks(starts, [False] * len(files), [1] * len(files))
+        if not self.blocks.total:
+            raise DataError("the files hold no lines", where=where, fix="check that the channel has arrived whole")
+
+    def parse(self, block: Block, columns: Sequence[Column]) -> list[Values]:
+        """Return the lines of a block, for each of `columns`."""
+        data = self._texts.read(block)
+        lines = data.split(b"\n")[: block.rows]
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            row = data.count(b"\n", 0, error.start)
+            what = f"byte {data[error.start]:#x} is no UTF-8"
+            raise self.wrong(block, row, what, "write the file as UTF-8 text") from error
+        if b"\r" in data:
+            lines = [line.removesuffix(b"\r") for line in lines]
+        return [texts_of(lines) for _ in columns]
