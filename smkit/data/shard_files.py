@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,14 +22,23 @@ _COPIED_AT_ONCE = 4
 _PIECE = 8 << 20
 
 
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Return `size` bytes at `offset`, fewer only where the file ends."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
 class Descriptor:
     """A descriptor of a file, closed when nobody has it any more: whoever still reads keeps an evicted one open."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __del__(self) -> None:
-        os.close(self.number)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Of the modules, nothing may be left when the process ends.
+        close(self.number)
 
 
 class ShardFiles:
@@ -101,6 +110,13 @@ class ShardFiles:
         else:
             self._opened.update((shard, self._open(shard)) for shard in missing)
         return {shard: self._opened[shard] for shard in shards}
+
+    def announce(self, descriptors: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]) -> None:
+        """Have the disk fetch these pieces at once, before they are read one by one."""
+        # A copy has been written a moment ago.
+        if self._copies is None and hasattr(os, "posix_fadvise"):
+            for descriptor, offset, size in zip(descriptors, offsets, sizes, strict=True):
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def open_itself(self, shard: int) -> Descriptor:
         """Return a descriptor of a shard itself, not of a copy."""

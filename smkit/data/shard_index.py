@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from smkit.data.packed import PackedPaths
+from smkit.data.shard_files import read_at
 from smkit.data.source import fingerprint_of
 from smkit.data.tar import Tar
 from smkit.errors import DataError
@@ -33,14 +34,6 @@ _READ_AHEAD = 4096
 _THREADS = 16
 _SAME_FIELDS = "give all samples the same fields, or read the shards in `build_dataset`"
 _logger = logging.getLogger(__name__)
-
-
-def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Return `size` bytes at `offset`, fewer only where the file ends."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more
-    return data
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class Index:
         root: The folder that `files` are relative to.
         files: The shards.
         with_labels: Whether fields of labels are read.
-        is_streamed: Whether reading waits for a network, so that many shards are indexed at once.
+        is_streamed: Whether reading waits for a network, which the log then says.
         where: What an error names as their place.
 
     Raises:
@@ -73,12 +66,9 @@ class Index:
     def __init__(self, root: Path, files: Sequence[str], *, with_labels: bool, is_streamed: bool, where: str) -> None:
         if is_streamed:
             _logger.info("%s: indexing %s shards by the headers in them", where, f"{len(files):,}")
-        index = partial(_index, root, with_labels, where)
-        if is_streamed:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                shards = list(pool.map(index, files))
-        else:
-            shards = list(map(index, files))
+        # A disk, or a network, answers many at once; where all is in memory already, threads cost little.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            shards = list(pool.map(partial(_index, root, with_labels, where), files))
         self.files = tuple(files)
         self.file_sizes = tuple(shard.size for shard in shards)
         self.fields = shards[0].fields
@@ -130,6 +120,9 @@ def _index(root: Path, with_labels: bool, where: str, file: str) -> ShardIndex: 
     try:
         descriptor = os.open(root / file, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if hasattr(os, "posix_fadvise"):
+                # What lies behind a header is not read next.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
             return _Sorter(file, where).sort(descriptor, with_labels=with_labels)
         finally:
             os.close(descriptor)

@@ -17,8 +17,8 @@ from torch import Tensor
 from smkit.data.fields import COMPRESSED, IMAGES, PICKLES, Field, UnlikeError, open_field, raw
 from smkit.data.order import Windows
 from smkit.data.pixels import Size, checked_size, in_threads, reason
-from smkit.data.shard_files import Descriptor, ShardFiles
-from smkit.data.shard_index import LABEL, Index, Integers, read_at
+from smkit.data.shard_files import Descriptor, ShardFiles, read_at
+from smkit.data.shard_index import LABEL, Index, Integers
 from smkit.data.source import Allocate, SampleError, Source, allocate, fingerprint_of
 from smkit.errors import DataError
 
@@ -145,17 +145,20 @@ class Shards(Source):
         opened: dict[int, Descriptor],
     ) -> None:
         """Read into these places of the columns; `opened` has the shards of their samples."""
-        offsets = self._index.offsets[samples[places]].tolist()
-        sizes = self._index.sizes[samples[places]].tolist()
         numbers, descriptors = places.tolist(), [opened[shard].number for shard in shards[places].tolist()]
-        work = list(zip(self._columns, self._fields, columns, strict=True))
+        work = []
+        for number, field, column in zip(self._columns, self._fields, columns, strict=True):
+            offsets = self._index.offsets[samples[places], number].tolist()
+            sizes = self._index.sizes[samples[places], number].tolist()
+            self._files.announce(descriptors, offsets, sizes)
+            work.append((number, field, column, offsets, sizes))
 
         def fill(position: int) -> None:
             place, descriptor = numbers[position], descriptors[position]
-            for number, field, column in work:
-                size = sizes[position][number]
+            for number, field, column, offsets, sizes in work:
+                size = sizes[position]
                 try:
-                    content = read_at(descriptor, size, offsets[position][number])
+                    content = read_at(descriptor, size, offsets[position])
                     if len(content) < size:
                         raise EOFError(f"the file ends after {len(content):,} of {size:,} bytes")  # noqa: TRY301
                     field.fill(column, place, content)
