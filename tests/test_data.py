@@ -556,11 +556,11 @@ def test_a_single_tensor_is_a_data_set(channel):
     [
         (["a.npz", "b.npz"], "a.npz, b.npz"),
         (["a.npz", "b.pt"], "a.npz, b.pt"),
-        (["a.npy", "notes.csv"], "a.npy, notes.csv"),
-        (["a.csv"], "a.csv"),
+        (["a.npy", "notes.doc"], "a.npy, notes.doc"),
+        (["a.doc"], "a.doc"),
         (["cats/1.mp4", "dogs/1.mp4"], "cats/, dogs/"),
         (["a.npz/1.npy"], "a.npz/"),
-        ([f"part-{i:02}.parquet" for i in range(12)], "part-08.parquet, part-09.parquet and 2 more"),
+        ([f"part-{i:02}.doc" for i in range(12)], "part-08.doc, part-09.doc and 2 more"),
     ],
 )
 def test_a_channel_of_no_or_of_two_layouts_is_refused_with_what_was_seen_and_what_is_understood(channel, files, seen):

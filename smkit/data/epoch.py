@@ -138,7 +138,7 @@ class EpochSampler(Sampler[list[int]]):
         self.plan = plan
         self.seed = seed
         self.shuffle = shuffle
-        self._windows = windows
+        self.windows = windows
         self._fingerprint = fingerprint
         self._epoch = 0
         self._step = 0
@@ -164,7 +164,7 @@ class EpochSampler(Sampler[list[int]]):
         """Return what iterating gives, as int64 tensors; the position is taken at the call."""
         self._epoch, self._step, self._uncounted_epochs = self.epoch, self.step, 0
         order = epoch_order(
-            self.plan.samples, seed=self.seed, epoch=self._epoch, shuffle=self.shuffle, windows=self._windows
+            self.plan.samples, seed=self.seed, epoch=self._epoch, shuffle=self.shuffle, windows=self.windows
         )
         return map(order.__getitem__, self.plan.shares(self._step))
 

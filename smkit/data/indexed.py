@@ -92,8 +92,9 @@ class IndexLoader(Loader):
         return {} if self._skips is None else dict(self._skips.reasons)
 
     def describe(self) -> str:
-        """Return the data set in one line."""
-        return describe(self.dataset, f"{self._order.plan.samples:,} samples")
+        """Return the data set in one line, and how far it is shuffled if not as a whole."""
+        text = describe(self.dataset, f"{self._order.plan.samples:,} samples")
+        return f"{text}, {self._order.windows.describe()}" if self._order.windows and self._order.shuffle else text
 
     def groups(self) -> Iterator[tuple[int, ...]]:
         """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
