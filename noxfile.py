@@ -1,8 +1,9 @@
 """Everything that can be run on this project; each session installs what it needs into an environment of its own.
 
-nox -s quickstart   train the digits example through the real sagemaker-training toolkit
-nox                 lint, types, tests; the torch-free half on each Python; the oldest dependencies
-nox -s benchmarks   measure the loop and the start-up beside the peers (long; prints tables)
+nox -s quickstart        train the digits example through the real sagemaker-training toolkit
+nox                      lint, types, tests; the torch-free half on each Python; the oldest dependencies
+nox -s benchmarks        measure the loop and the start-up beside the peers (long; prints tables)
+nox -s data_benchmarks   measure reading data beside the peers (long; prints tables)
 """
 
 import os
@@ -40,7 +41,7 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
-    install(session, "train", "local", groups=("test", "examples"))
+    install(session, "train", "local", "tabular", groups=("test", "examples"))
     session.run("python", "-m", "pytest", "--cov", "--cov-report=term", *session.posargs)
 
 
@@ -55,7 +56,7 @@ def portable(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run the tests on the oldest version of each dependency that pyproject.toml promises."""
     groups = nox.project.dependency_groups(PROJECT, "test", "examples")
-    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,local]", *groups)
+    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,local,tabular]", *groups)
     session.run("python", "-m", "pytest", "-m", "not toolkit", "-q", *session.posargs)
 
 
@@ -68,7 +69,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    install(session, "train", groups=("types", "examples"))
+    install(session, "train", "tabular", groups=("types", "examples"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
     for settings in sorted(Path("examples").glob("*/settings.py")):
@@ -81,4 +82,11 @@ def benchmarks(session: nox.Session) -> None:
     install(session, "train", groups=("examples", "benchmarks"))
     session.run("python", "tests/benchmarks/step_overhead.py", *session.posargs)
     session.run("python", "tests/benchmarks/startup.py")
-    session.run("python", "tests/benchmarks/images.py")
+
+
+@nox.session(python="3.11")
+def data_benchmarks(session: nox.Session) -> None:
+    """Measure reading beside pandas, tensordict, torchdata, webdataset, litdata and Hugging Face datasets."""
+    install(session, "train", "tabular", groups=("examples", "data-benchmarks"))
+    for name in ("loader", "tables", "images", "shards"):
+        session.run("python", f"tests/benchmarks/{name}.py", *session.posargs)
