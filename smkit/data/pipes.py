@@ -73,8 +73,9 @@ class Pipe(IterableDataset[Any]):
     shuffled, going on within an epoch means reading again what comes before, and an epoch cannot be read twice, nor by
     two processes. Leaving an epoch early closes its pipe.
 
-    Samples are bytes, one for each record, where records are wrapped; `(features, label)`, float32 (d,) and (), for
-    `text/csv`, whose label comes first (`label_size=0` in the content type: `(features,)`); else lines of text.
+    Samples are bytes, one for each record, where records are wrapped or the content type is that of RecordIO-protobuf,
+    whose messages stay as they are; `(features, label)`, float32 (d,) and (), for `text/csv`, whose label comes first
+    (`label_size=0` in the content type: `(features,)`); else lines of text.
     """
 
     def __init__(self, path: Path, read: Reader, kind: str, *, where: str) -> None:
