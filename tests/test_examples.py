@@ -106,6 +106,24 @@ def test_images_in_class_folders_are_classified(tmp_path: Path) -> None:
 
 
 @pytest.mark.train
+def test_csv_files_are_classified_and_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # Parsed rows are kept there.
+    run(sys.executable, str(EXAMPLES / "tabular" / "data.py"), cwd=tmp_path)
+    channels = [f"--channel={name}=tables/{name}" for name in ("train", "validation")]
+    command = [sys.executable, str(EXAMPLES / "tabular" / "train.py"), *channels]
+    said = run(*command, "--run-dir=first", cwd=tmp_path)
+    assert "456 rows of 1 csv file: 30 features" in said
+    assert float(re.findall(r"validation/accuracy=(\S+)", said)[-1]) >= 0.96
+
+    caches = {path: path.stat().st_mtime_ns for path in tmp_path.glob("smkit-cache*/**/*") if path.is_file()}
+    assert caches
+    run(*command, "--run-dir=again", cwd=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in caches} == caches
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "again")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.train
 def test_a_validation_channel_with_other_classes_is_refused_before_training(tmp_path: Path) -> None:
     run(sys.executable, str(EXAMPLES / "images" / "data.py"), cwd=tmp_path)
     shutil.rmtree(tmp_path / "images" / "validation" / "7")
