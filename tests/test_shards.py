@@ -443,6 +443,77 @@ def test_files_that_are_no_tars_are_refused(tmp_path):
         open_shards(tmp_path, [], where=WHERE)
 
 
+def header(name: str = "a.bin", kind: bytes = b"0", size: bytes = b"00000000003", *, signed: bool = False) -> bytes:
+    """A GNU header with this field for the size, and the right checksum."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT, encoding="latin-1"))
+    block[124:136] = size.ljust(12, b"\0")
+    block[156:157] = kind
+    counted = block[:148] + b" " * 8 + block[156:]
+    total = sum(byte - 256 if signed and byte > 127 else byte for byte in counted)
+    block[148:156] = b"%06o\0 " % total
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            header(size=b"12345678x"),
+            r"is damaged: the header at byte 0 has no number as its size: b'12345678x\x00\x00\x00'",
+        ),
+        (header(size=b"-1"), "is damaged: the header at byte 0 has no number as its size"),
+        (
+            header(size=b"\x80" + b"\xff" * 11),
+            "is truncated: a.bin should have 309,485,009,821,345,068,724,781,055 bytes",
+        ),
+        (header(kind=b"L", size=b"77777"), "is truncated: the extended header at byte 0 should have 32,767 bytes"),
+        (
+            header(kind=b"x") + b"9 ".ljust(512, b"\0"),
+            "is damaged: the extended header before byte 1,024 belongs to no file",
+        ),
+        (header(kind=b"x") + b"x path=y\n".ljust(512, b"\0"), "is damaged: the extended header before byte 1,024"),
+        (
+            header(kind=b"x", size=b"12") + b"18 path=size\n".ljust(512, b"\0"),
+            "is damaged: the extended header at byte 0",
+        ),
+        (
+            header(kind=b"x", size=b"13") + b"11 size=x1\n".ljust(512, b"\0") + header(),
+            "is damaged: the extended header",
+        ),
+        (header(kind=b"x", size=b"37") + b"31 GNU.sparse.realsize=12345678\n".ljust(512, b"\0"), "has a sparse file"),
+        (
+            header(kind=b"x", size=b"5000000") + bytes(2 << 20),
+            "is damaged: the extended header at byte 0 has 1,310,720",
+        ),
+    ],
+)
+def test_headers_that_say_what_cannot_be_are_refused(tmp_path, content, said):
+    (tmp_path / "0.tar").write_bytes(content + bytes(1024))
+    with pytest.raises(DataError) as caught:
+        open_shards(tmp_path, ["0.tar"], where=WHERE)
+    assert caught.value.what.startswith(f"0.tar {said}")
+
+
+def test_checksums_of_old_programs_count(tmp_path):
+    (tmp_path / "0.tar").write_bytes(header("ä.bin", signed=True) + b"abc".ljust(512, b"\0") + bytes(1024))
+    assert open_shards(tmp_path, ["0.tar"], where=WHERE)[0] == {"bin": b"abc"}
+
+
+def test_a_copy_that_ends_early_is_noticed(tmp_path, monkeypatch):
+    dataset = shards(tmp_path, numbered(0, 2), is_streamed=True)
+    monkeypatch.setattr(shard_files, "_copy_bytes", lambda *_: 5)
+    with pytest.raises(DataError, match=r"0.tar has 10,240 bytes, and reading it ended after 5"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_shard_that_has_gone_is_named(tmp_path, is_streamed):
+    dataset = pickle.loads(pickle.dumps(shards(tmp_path, numbered(0, 2), is_streamed=is_streamed)))
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(DataError, match=r"0.tar cannot be read: No such file or directory"):
+        dataset[0]
+
+
 def test_a_shard_that_has_changed_is_noticed(tmp_path):
     dataset = pickle.loads(pickle.dumps(shards(tmp_path, numbered(0, 2))))
     pack(tmp_path / "0.tar", numbered(0, 30))
