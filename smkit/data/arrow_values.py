@@ -54,12 +54,13 @@ def values_of(opened: Format, block: Block, column: Column, array: Any) -> Value
         DataError: A whole number is missing, or a list is of another length.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
-    if column.kind == "real" and column.length is None and pa.types.is_floating(array.type):
+    if column.kind == "real" and isinstance(array, (pa.FloatArray, pa.DoubleArray)):
         return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
+    import pyarrow.compute as pc
+
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
     if column.kind == "text":

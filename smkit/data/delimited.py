@@ -21,6 +21,7 @@ MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
 """Texts that stand for a number which is not there."""
 
 _BOM = b"\xef\xbb\xbf"
+_LONGEST_HEAD = 64
 _OTHER_DELIMITERS = "\t;|"
 
 
@@ -50,7 +51,7 @@ class Delimited(Format):
         super().__init__(root, files, where)
         self._csv = load("pyarrow.csv", "a CSV file", where).__name__
         self._texts = TextFiles(root, files, where)
-        heads = [self._texts.head(file, FIRST_BYTES) for file in range(len(files))]
+        heads = [self._head(file) for file in range(len(files))]
         first = next((file for file, head in enumerate(heads) if head.strip(b"\r\n\xef\xbb\xbf")), None)
         if first is None:
             raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")
@@ -118,6 +119,12 @@ class Delimited(Format):
 
     # --- what the files are like --------------------------------------------------------------------------------------
 
+    def _head(self, file: int) -> bytes:
+        """Return the start of a file, with its first two rows unless they are very long."""
+        head = self._texts.head(file, FIRST_BYTES)
+        is_enough = len(head) < FIRST_BYTES or head.count(b"\n") > 1
+        return head if is_enough else self._texts.head(file, _LONGEST_HEAD * FIRST_BYTES)
+
     def _first_row(self, file: int, head: bytes, begin: int) -> _Start:
         """Return the first row that begins at `begin`, or after it where lines are blank."""
         begin = len(_BOM) if not begin and head.startswith(_BOM) else begin
@@ -141,12 +148,6 @@ class Delimited(Format):
             raise DataError(
                 f"{self.files[file]} is no CSV in UTF-8: {error}", where=self.where, fix="write it as UTF-8 text"
             ) from error
-        if len(head) == FIRST_BYTES == end:
-            raise DataError(
-                f"the first line of {self.files[file]} is longer than {FIRST_BYTES:,} bytes",
-                where=self.where,
-                fix="check that it is a CSV file, with line feeds",
-            )
         return _Start(cells, begin, end, lines)
 
     def _header(self, head: bytes, first: _Start, file: int) -> list[str] | None:

@@ -38,6 +38,8 @@ class Format(ABC):
     """Whether the label is the first column unless it is named."""
     is_selectable = True
     """Whether columns have names that can be asked for."""
+    is_matrix = False
+    """Whether one column holds all features, as one row of numbers."""
     unit = "line"
     """What an error counts in a file."""
 

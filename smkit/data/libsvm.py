@@ -46,6 +46,7 @@ class LibSVM(Format):
     kind = "libsvm"
     first_is_label = True
     is_selectable = False
+    is_matrix = True
 
     def __init__(self, root: Path, files: Sequence[str], where: str) -> None:
         super().__init__(root, files, where)

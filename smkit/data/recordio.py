@@ -47,6 +47,7 @@ class RecordIO(Format):
     unit = "record"
     first_is_label = True
     is_selectable = False
+    is_matrix = True
     _width: int | None = None
     _has_label: bool | None = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def open_table(
         DataError: A file is damaged, a column is not there, or the label is not clear.
     """
     opened = _FORMATS[kind](root, files, where)
-    if label is None and opened.first_is_label and "label_size=0" in (content_type or "").replace(" ", ""):
-        label = ""
+    if label is None and opened.first_is_label:
+        label = _stated_label(content_type, where)
     if not opened.is_selectable:
         label, columns = _all(opened, kind, label, columns, where)
     selection = select(
@@ -76,7 +77,7 @@ def open_table(
         label=label,
         columns=columns,
         first_is_label=opened.first_is_label,
-        is_matrix=not opened.is_selectable and opened.first_is_label,
+        is_matrix=opened.is_matrix,
         where=where,
     )
     choice = json.dumps([kind, selection.is_matrix, [[c.name, c.kind, c.length] for c in selection.columns], label])
@@ -88,6 +89,18 @@ def open_table(
         identity=fingerprint_of([fingerprint_of_files(root, files), choice]),
         where=where,
     )
+
+
+def _stated_label(content_type: str | None, where: str) -> str | None:
+    """Return "" if the content type says that there is no label, else None, as for one label."""
+    stated = re.search(r"label_size\s*=\s*(\w+)", content_type or "")
+    if stated and stated[1] not in ("0", "1"):
+        raise DataError(
+            f"the content type '{content_type}' says that a row has {stated[1]} labels, and smkit reads one or none",
+            where=where,
+            fix='choose one: label="0" is the first column; or read the files in `build_dataset`',
+        )
+    return "" if stated and stated[1] == "0" else None
 
 
 def _key(root: Path, files: Sequence[str], choice: str, selection: Selection) -> str:
