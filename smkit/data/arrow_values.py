@@ -59,8 +59,6 @@ def values_of(opened: Format, block: Block, column: Column, array: Any) -> Value
         array = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
     if column.kind == "real" and isinstance(array, (pa.FloatArray, pa.DoubleArray)):
         return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
-    import pyarrow.compute as pc
-
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
     if column.kind == "text":
@@ -69,14 +67,16 @@ def values_of(opened: Format, block: Block, column: Column, array: Any) -> Value
         return _lists(opened, block, column, array)
     if column.kind == "whole":
         if array.null_count:
-            row = pc.index(array.is_null(), pa.scalar(True)).as_py()  # noqa: FBT003
+            row = array.is_null().to_numpy(zero_copy_only=False).argmax()
             raise opened.wrong(
                 block,
-                row,
+                int(row),
                 f"column '{column.name}' has no value",
                 "add it, or remove the row: a whole number cannot be missing",
             )
-        return np.asarray(array.cast(pa.int64()).to_numpy(zero_copy_only=False), np.int64)
+        # A cast loads pyarrow's functions, which takes long.
+        numbers = array if array.type == pa.int64() else array.cast(pa.int64())
+        return np.asarray(numbers.to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_decimal(array.type) or pa.types.is_boolean(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64()) if not pa.types.is_boolean(array.type) else array.cast(pa.int8())
     return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
