@@ -125,6 +125,38 @@ def test_a_data_set_that_reads_whole_batches_draws_the_same_for_the_same_batch()
     assert by_sample(make_loader(DrawingAtOnce(), workers="process", num_workers=1, **OPTIONS)) == first
 
 
+def careless(batch, random):
+    """Draws as the model does, and leaves what it is given alone."""
+    numbers, values = batch
+    return numbers, torch.rand_like(values)
+
+
+class Waiting(Arrays):
+    """Takes so long that a thread reads it."""
+
+    def batch_bytes(self, samples):
+        return None
+
+
+@pytest.mark.parametrize("kind", [Arrays, Waiting])
+def test_a_transform_that_draws_from_the_process_is_exact_all_the_same(kind):
+    dataset = kind({"number": torch.arange(24), "value": torch.zeros(24)})
+
+    def drawn(**options):
+        torch.manual_seed(9)
+        loader = make_loader(dataset, transform=careless, **OPTIONS, **options)
+        drawn, model = [], []
+        for batch in loader:
+            drawn.append(by_sample([batch]))
+            model.append(torch.rand(()).item())
+        return drawn, model
+
+    first = drawn()
+    assert drawn() == drawn(workers="none") == drawn(workers="process", num_workers=2) == first
+    with pytest.raises(DataError, match="draws from the process's random generators"):
+        drawn(workers="thread")
+
+
 def test_the_models_random_numbers_do_not_depend_on_what_the_data_draws():
     def dropout(dataset):
         torch.manual_seed(3)

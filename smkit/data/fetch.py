@@ -68,9 +68,9 @@ class Skips:
 class Reader:
     """Reads batches of one data set; it can be pickled if the data set and the functions can.
 
-    What a data set of the user's draws from the process's generators is made the samples' own: they are seeded for each
-    sample, or, where it reads whole batches, by the first one. To spare the others that, a data set that has drawn in
-    none of its first 16 reads is taken for one that never does.
+    What a data set or a transform of the user's draws from the process's generators is made the samples' own: they are
+    seeded for each sample, or, by what reads or transforms whole batches, for each batch by its first one. To spare the
+    others that, what has drawn in none of its first 16 reads is taken for something that never does.
 
     Args:
         dataset: What is read.
@@ -93,29 +93,50 @@ class Reader:
         self.skips = skips
         self.allocate: Allocate = allocate
         self.draws = False
+        """Whether the process's generators have been drawn from."""
         self._seed = seed
         self._collate = collate_fn
         self._transform = transform
-        self._unchecked_reads = 0
         self._is_source = isinstance(dataset, Source)
+        is_known = self._is_source and transform is None and collate_fn is None
+        self._checks_left = 0 if is_known else _CHECKED_READS
 
     def __call__(self, index: Tensor, epoch: int) -> Any:
         if not index.numel():
             return None
-        if self.skips is None:
-            batch = self._read(index, epoch)
-        else:
-            index, batch = self._read_around(index, epoch, self.skips)
+        if not self.draws:
+            if not self._checks_left:
+                return self._batch(index, epoch, is_seeded=False)
+            generators = GlobalGenerators()
+            batch = self._batch(index, epoch, is_seeded=False)
+            self._checks_left -= 1
+            if not generators.have_moved():
+                return batch
+            generators.restore()
+            self.draws = True
+        with generators_of_their_own():
+            return self._batch(index, epoch, is_seeded=True)
+
+    def stop_checking(self) -> None:
+        """Stop looking at the process's generators: another thread is about to draw from them."""
+        self._checks_left = 0
+
+    def _batch(self, index: Tensor, epoch: int, *, is_seeded: bool) -> Any:
+        if is_seeded:
+            seed_global_generators(derive_seed(self._seed, epoch, int(index[0])))
+        index, batch = self._read_around(index, epoch, is_seeded=is_seeded)
         return batch if self._transform is None else self._transform(batch, SampleRandom(self._seed, epoch, index))
 
-    def _read_around(self, index: Tensor, epoch: int, skips: Skips) -> tuple[Tensor, Any]:
+    def _read_around(self, index: Tensor, epoch: int, *, is_seeded: bool) -> tuple[Tensor, Any]:
         """Return the samples that were read, others in the place of those that could not be, and their batch."""
         while True:
             try:
-                return index, self._read(index, epoch)
+                return index, self._read(index, epoch, is_seeded=is_seeded)
             except SampleError as error:
-                skips.note(error.sample, error.what)
-                index = self._without(error.sample, index, skips.reasons)
+                if self.skips is None:
+                    raise
+                self.skips.note(error.sample, error.what)
+                index = self._without(error.sample, index, self.skips.reasons)
 
     def _without(self, sample: int, index: Tensor, skipped: Container[int]) -> Tensor:
         """Return `index` with the next readable sample in the place of `sample`: the same one on every machine."""
@@ -126,50 +147,33 @@ class Reader:
             raise DataError("no sample can be read", where=_name(self.dataset), fix="check the data set")
         return torch.where(index == sample, other, index)
 
-    def _read(self, index: Tensor, epoch: int) -> Any:
+    def _read(self, index: Tensor, epoch: int, *, is_seeded: bool) -> Any:
         if self._is_source:
             batch = self.dataset.read(index, self.allocate)
             return batch if self._collate is None else self._collate(batch)
-        if not self.draws and self._unchecked_reads >= _CHECKED_READS:
-            return self._read_theirs(index.tolist(), None)
-        if not self.draws:
-            generators = GlobalGenerators()
-            batch = self._read_theirs(index.tolist(), None)
-            self._unchecked_reads += 1
-            if not generators.have_moved():
-                return batch
-            generators.restore()
-            self.draws = True
-        with generators_of_their_own():
-            return self._read_theirs(index.tolist(), epoch)
-
-    def _read_theirs(self, samples: list[int], epoch: int | None) -> Any:
-        """Read from a data set of the user's; with an epoch, seed the process's generators by it and the samples."""
-        collate_fn = self._collate or collate
+        samples = index.tolist()
         if not hasattr(self.dataset, "__getitems__"):
-            return self._read_each(samples, epoch, collate_fn)
-        if epoch is not None:
-            seed_global_generators(derive_seed(self._seed, epoch, samples[0]))
+            return self._read_each(samples, epoch, is_seeded=is_seeded)
         try:
-            return collate_fn(self.dataset.__getitems__(samples))
+            return (self._collate or collate)(self.dataset.__getitems__(samples))
         except Exception as error:
             if self.skips is not None:
                 self._find_unreadable(samples)
             _note_samples(error, self.dataset, samples)
             raise
 
-    def _read_each(self, samples: list[int], epoch: int | None, collate_fn: Collate) -> Any:
+    def _read_each(self, samples: list[int], epoch: int, *, is_seeded: bool) -> Any:
         dataset = self.dataset
         read: list[Any] = []
         try:
-            if epoch is None:
-                for sample in samples:
-                    read.append(dataset[sample])  # noqa: PERF401  # what was read before a failure is needed below
-            else:
+            if is_seeded:
                 for sample in samples:
                     seed_global_generators(derive_seed(self._seed, epoch, sample))
                     read.append(dataset[sample])
-            return collate_fn(read)
+            else:
+                for sample in samples:
+                    read.append(dataset[sample])  # noqa: PERF401  # what was read before a failure is needed below
+            return (self._collate or collate)(read)
         except Exception as error:
             # Either the sample after those that were read is at fault, or, when all were read, their collation.
             failed = samples[len(read) : len(read) + 1]
@@ -228,11 +232,13 @@ def is_worth_a_thread(dataset: Any, samples: int) -> bool:
     return size is None or size > _SMALL_BATCH
 
 
-def ahead(read: Callable[[Tensor], Any], indices: Iterator[Tensor]) -> Iterator[Any]:
-    """Return the batches of `indices`, read in order by a thread that is two batches ahead."""
+def ahead(first: Any, read: Callable[[Tensor], Any], indices: Iterator[Tensor]) -> Iterator[Any]:
+    """Return `first`, and the batches of `indices`, read in order by a thread that is two batches ahead."""
     with ThreadPoolExecutor(1, "smkit-data") as pool:
         waiting = deque(pool.submit(read, index) for index in islice(indices, _AHEAD))
         try:
+            yield first
+            del first
             while waiting:
                 batch = waiting.popleft().result()
                 waiting.extend(pool.submit(read, index) for index in islice(indices, 1))

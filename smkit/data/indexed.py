@@ -124,10 +124,8 @@ class IndexLoader(Loader):
         epoch = began[0]
         if self._pool is not None:
             yield from self._pool.batches(indices, epoch, self._share)
-        elif self._workers == "thread":
-            yield from self._read_in_a_thread(indices, epoch)
-        elif self._workers == "auto" and is_worth_a_thread(self.dataset, self._share):
-            yield from ahead(partial(self._batch, epoch=epoch), indices)
+        elif self._workers == "thread" or (self._workers == "auto" and is_worth_a_thread(self.dataset, self._share)):
+            yield from self._read_ahead(indices, epoch)
         elif self.pin_memory:
             for index in indices:
                 yield self._batch(index, epoch)
@@ -141,22 +139,33 @@ class IndexLoader(Loader):
         batch = self._read(index, epoch)
         return pin(batch) if self.pin_memory else batch
 
-    def _read_in_a_thread(self, indices: Iterator[Tensor], epoch: int) -> Iterator[Any]:
-        """Read the first batch here, to see whether the data set could do that in a thread."""
-        first = next(indices, None)
-        if first is None:
+    def _read_ahead(self, indices: Iterator[Tensor], epoch: int) -> Iterator[Any]:
+        """Read the first batch here, to see whether a thread may read: it must draw nothing that the model draws.
+
+        Raises:
+            DataError: A thread was asked for, and may not.
+        """
+        read = partial(self._batch, epoch=epoch)
+        index = next(indices, None)
+        if index is None:
             return
-        batch = self._batch(first, epoch)
-        if isinstance(self._read, Reader) and self._read.draws:
+        first = read(index)
+        draws = isinstance(self._read, Reader) and self._read.draws
+        if draws and self._workers == "thread":
             raise DataError(
-                "the data set draws from the process's random generators, which a thread would share with the model: "
-                "no run could be repeated or resumed",
+                "the data set or its transform draws from the process's random generators, which a thread would share "
+                "with the model: no run could be repeated or resumed",
                 where=f"data set {type(self.dataset).__name__}, workers='thread'",
                 fix="draw from what a `transform` is given, or use workers='process'",
             )
-        yield batch
-        del batch
-        yield from ahead(partial(self._batch, epoch=epoch), indices)
+        if draws:
+            yield first
+            del first
+            yield from map(read, indices)
+            return
+        if isinstance(self._read, Reader):
+            self._read.stop_checking()
+        yield from ahead(first, read, indices)
 
 
 def dataset_fingerprint(dataset: object) -> int:
