@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smkit.data import shard_files
 from smkit.data.images import Images
 from smkit.data.loader import make_loader
 from smkit.data.order import epoch_order
-from smkit.data.shards import Shards, open_shards
+from smkit.data.shards import files as shard_files
+from smkit.data.shards.shards import Shards, open_shards
 from smkit.data.source import SampleError
 from smkit.errors import ConfigurationError, DataError
 

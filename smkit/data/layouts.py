@@ -145,7 +145,7 @@ def open_dataset(
         return Images(channel.path, *label_images(channel.path, files, where), size=image_size, where=where)
     if chosen == "tar":
         _refuse_options("tar shards", label=label, columns=columns)
-        from smkit.data.shards import open_shards
+        from smkit.data.shards.shards import open_shards
 
         return open_shards(
             channel.path, own, image_size=image_size, is_streamed=streamed, cache_dir=cache_dir, where=where

@@ -32,7 +32,7 @@ from report import describe_machine, spread, table
 from torch import Tensor
 
 from smkit import make_loader
-from smkit.data.shards import Shards
+from smkit.data.shards.shards import Shards
 
 SHARDS = 8
 BATCH_SIZE = 64

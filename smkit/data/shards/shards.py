@@ -1,6 +1,6 @@
 """From tar shards in webdataset's layout to a data set that reads any sample at once, and decodes a batch in threads.
 
-How fields are decoded is `smkit.data.fields`', where they lie `smkit.data.shard_index`'s; this room joins them into
+How fields are decoded is the affair of `fields`, where they lie that of `index`; this room joins them into
 batches. It knows neither channels nor who decides the order.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smkit.data.fields import COMPRESSED, IMAGES, PICKLES, Field, UnlikeError, open_field, raw
 from smkit.data.order import Windows
 from smkit.data.pixels import Size, checked_size, in_threads, reason
-from smkit.data.shard_files import Descriptor, ShardFiles, read_at
-from smkit.data.shard_index import LABEL, Index, Integers
+from smkit.data.shards.fields import COMPRESSED, IMAGES, PICKLES, Field, UnlikeError, open_field, raw
+from smkit.data.shards.files import Descriptor, ShardFiles, read_at
+from smkit.data.shards.index import LABEL, Index, Integers
 from smkit.data.source import Allocate, SampleError, Source, allocate, fingerprint_of
 from smkit.errors import DataError
 
@@ -223,7 +223,7 @@ def _check_fields(names: Sequence[str], image_size: int | Size | None, where: st
         raise DataError(
             f"the samples have .{suffixes[min(compressed)]}, which is compressed",
             where=where,
-            fix="write the field without compression, or read it with `Shards(..., decode=False)` in `build_dataset`",
+            fix="write the field without compression, or read the shards in `build_dataset`",
         )
     if image_size is not None and not suffixes.keys() & IMAGES:
         raise DataError(

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from smkit.data.packed import PackedPaths
-from smkit.data.shard_files import read_at
+from smkit.data.shards.files import read_at
+from smkit.data.shards.tar import Tar
 from smkit.data.source import fingerprint_of
-from smkit.data.tar import Tar
 from smkit.errors import DataError
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
