@@ -32,6 +32,8 @@ SMALL = 1 << 16
 _FIRST_WINDOW = 1 << 11
 _LARGEST_WINDOW = 1 << 18
 _AHEAD = 2
+_AT_ONCE = 4
+"""Blocks for each thread that are parsed ahead together: pyarrow is slower in a thread that is new."""
 _FORGET_BYTES = 24 << 20
 _MOST_CLASSES = 1 << 16
 _REMAPPED_ROWS = 1 << 20
@@ -170,7 +172,7 @@ class Table(Source):
     def _ahead(self, number: int) -> Array:
         """Return the next blocks to parse from `number` on, if enough rows are owed to make all threads busy."""
         left = np.flatnonzero(~self._parsed)
-        left = np.roll(left, -int(np.searchsorted(left, number)))[: 2 * self._threads()]
+        left = np.roll(left, -int(np.searchsorted(left, number)))[: _AT_ONCE * self._threads()]
         rows = self._format.blocks.rows[left]
         if not len(left) or self._owed < rows.sum():
             return left[:0]
