@@ -33,7 +33,7 @@ _FIRST_WINDOW = 1 << 11
 _LARGEST_WINDOW = 1 << 18
 _AHEAD = 2
 _AT_ONCE = 4
-"""Blocks for each thread that are parsed ahead together: pyarrow is slower in a thread that is new."""
+"""Blocks for each thread that are parsed ahead together."""
 _FORGET_BYTES = 24 << 20
 _MOST_CLASSES = 1 << 16
 _REMAPPED_ROWS = 1 << 20
