@@ -102,12 +102,31 @@ def test_a_stream_is_cut_into_steps_and_micro_batches(kind):
     if kind is Sized:
         assert (loader.epoch, loader.step, loader.steps_per_epoch, len(loader)) == (1, 0, 3, 6)
     else:
-        assert (loader.epoch, loader.step, loader.steps_per_epoch) == (0, 3, None)
-        assert list(loader.groups()) == []
-        assert (loader.epoch, loader.step) == (1, 0)
+        assert (loader.epoch, loader.step, loader.steps_per_epoch) == (1, 0, None), "a short step is the last one"
         with pytest.raises(TypeError):
             len(loader)
     assert train(loader, 1) == [[[0, 1], [2, 3]]]
+
+
+@pytest.mark.parametrize("kind", [Stream, Stateful])
+def test_that_an_epoch_of_whole_steps_is_over_is_known_when_there_is_no_more(kind):
+    loader = make_loader(kind(8), batch_size=4)
+    assert train(loader, 2) == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
+    assert (loader.epoch, loader.step) == (0, 2)
+    assert list(loader.groups()) == []
+    assert (loader.epoch, loader.step) == (1, 0)
+
+
+@pytest.mark.parametrize("samples", [8, 11])
+@pytest.mark.parametrize("kind", [Stream, Sized, Stateful])
+def test_resumed_right_after_the_last_step_a_stream_begins_the_next_epoch(kind, samples):
+    first, resumed = (make_loader(kind(samples), batch_size=4) for _ in range(2))
+    epoch = train(first, -(-samples // 4))
+    resumed.load_state_dict(first.state_dict())
+    assert train(resumed, len(epoch)) == epoch
+    if resumed.step:
+        assert list(resumed.groups()) == []
+    assert (resumed.epoch, resumed.step) == (2, 0)
 
 
 @pytest.mark.parametrize("kind", [Stream, Sized, Stateful])

@@ -122,7 +122,7 @@ class StreamLoader(Loader):
         self._samples += sum(self._sizes)
         self._read += len(self._sizes) if self._gives_batches else sum(self._sizes)
         self._stream_state = None
-        if self._step == self.steps_per_epoch:
+        if self._has_ended or self._step == self.steps_per_epoch:
             self._end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,6 +181,7 @@ class StreamLoader(Loader):
         self._items = None
         self._generators: GlobalGenerators | None = None
         self._waiting: deque[Any] = deque()
+        self._has_ended = False
         self._sizes: tuple[int, ...] = ()
         self._pulled = self._step
         self._pulled_samples = self._samples
@@ -205,6 +206,7 @@ class StreamLoader(Loader):
         self._epoch += 1
         self._step = self._samples = self._read = self._pulled = self._pulled_items = self._pulled_samples = 0
         self._stream_state = self._items = self._generators = None
+        self._has_ended = False
 
     def _state_of_stream(self) -> Any:
         """Return what the stream says of the position that is counted."""
@@ -228,6 +230,8 @@ class StreamLoader(Loader):
             self._require_something()
             self._end_epoch()
             return False
+        # What a stream says of its place then is the start of the next epoch, for this one was read to its end.
+        self._has_ended = len(items) < self._items_of_step
         self._sizes = (
             tuple(map(_count, items))
             if self._gives_batches
