@@ -16,14 +16,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from smkit import SampleRandom, make_loader
 from smkit.data.arrays import Arrays
@@ -54,9 +54,42 @@ class Drawing(Dataset[Any]):
         return torch.tensor(index), torch.tensor(drawn, dtype=torch.float64)
 
 
+class Stream(IterableDataset[Any]):
+    """What can only be read from front to end: it draws, and has no place of its own."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(Drawing().__getitem__, range(SAMPLES))
+
+
+class StreamWithState(IterableDataset[Any]):
+    """A stream that can go on from a place, which is all that its samples depend on."""
+
+    def __init__(self) -> None:
+        self._place = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while self._place < SAMPLES:
+            self._place += 1
+            yield torch.tensor(self._place - 1), torch.zeros(3, dtype=torch.float64)
+        self._place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self._place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._place = state["place"]
+
+
 def dataset(kind: str) -> Any:
     numbers = {"numbers": torch.arange(SAMPLES), "drawn": torch.zeros(SAMPLES, 3, dtype=torch.float64)}
-    return {"arrays": lambda: Arrays(numbers), "segmented": lambda: Segmented(numbers), "drawing": Drawing}[kind]()
+    kinds: dict[str, Callable[[], Any]] = {
+        "arrays": lambda: Arrays(numbers),
+        "segmented": lambda: Segmented(numbers),
+        "drawing": Drawing,
+        "stream": Stream,
+        "stream with state": StreamWithState,
+    }
+    return kinds[kind]()
 
 
 def with_draws(batch: Any, draws: SampleRandom) -> tuple[Tensor, Tensor]:
@@ -183,9 +216,10 @@ def saved_state(directory: Path) -> dict[str, int]:
 
 
 def settings_of_round(number: int, kind: str, state: dict[str, int], moments: random.Random) -> dict[str, Any]:
-    # Threads share the process's generators, which this data set draws from; it is refused there.
-    here = ["auto", "none"] if kind == "drawing" else ["auto", "none", "thread"]
-    workers = ["process" if moments.random() < 0.03 else moments.choice(here) for _ in range(moments.randint(1, 4))]
+    # Threads share the process's generators, which a drawing data set may not have; streams read themselves.
+    here = ["auto", "none", "thread"] if kind in ("arrays", "segmented") else ["auto", "none"]
+    share = 0 if kind.startswith("stream") else 0.03
+    workers = ["process" if moments.random() < share else moments.choice(here) for _ in range(moments.randint(1, 4))]
     return {"round": number, "workers": workers, "accumulation": moments.choice([1, 2]), "state": state}
 
 
