@@ -26,9 +26,10 @@ def start_table(
     validation: Loader | None,
     model: nn.Module,
     total_steps: int,
-    start: str,
+    resumed_step: int | None,
 ) -> str:
     """Return the table of what was resolved, and where each setting came from."""
+    start = "new start" if resumed_step is None else f"goes on after step {resumed_step:,}"
     size = sum(parameter.numel() for parameter in model.parameters())
     an_epoch = "" if train.steps_per_epoch is None else f", {train.steps_per_epoch:,} an epoch"
     rows = [

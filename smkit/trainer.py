@@ -235,8 +235,7 @@ class Trainer(ABC, Generic[HP]):
 
     def _prepare(self) -> None:
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
-        self._began = time.monotonic()
-        hp, context = self.hp, self.context
+        self._began, hp, context = time.monotonic(), self.hp, self.context
         preflight.require_one_process(context.world_size)
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
         self._monitor = Monitor(hp.monitor, hp.monitor_mode, hp.early_stopping_patience)
@@ -311,7 +310,7 @@ class Trainer(ABC, Generic[HP]):
             validation=self._validation_loader,
             model=self.model,
             total_steps=self.total_steps,
-            start="new start" if resumed is None else f"goes on after step {self.step:,}",
+            resumed_step=None if resumed is None else self.step,
         )
         report.say(text)
         for change in changed:
@@ -451,8 +450,8 @@ class Trainer(ABC, Generic[HP]):
             raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
         self._progress.clear()
         took = duration(time.monotonic() - self._began)
-        skipped = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
-        report.say(f"finished: {self.step:,} steps in {took}{skipped}; {which} is in {directory}")
+        replaced = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
+        report.say(f"finished: {self.step:,} steps in {took}{replaced}; {which} is in {directory}")
 
     def _use_best_model(self) -> str:
         if self._monitor.best_score is None:

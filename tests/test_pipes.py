@@ -150,6 +150,57 @@ def test_what_is_no_record_is_refused_with_its_place(tmp_path, send, content, sa
     assert refusal(pipe(tmp_path)).what == f"train_0 {said}"
 
 
+def field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def entry(number: int, tensor: bytes) -> bytes:
+    return field(number, field(1, b"values") + field(2, tensor))
+
+
+def floats(*values: float) -> bytes:
+    return field(1, struct.pack(f"<{len(values)}f", *values))
+
+
+def test_protobuf_messages_are_features_and_a_label(tmp_path, send):
+    sparse = field(2, floats(7.0) + field(2, bytes([2])) + field(3, bytes([4])))
+    send(
+        record(entry(1, field(2, floats(1.5, 2.5))) + entry(2, field(2, floats(1.0)))),
+        record(entry(1, field(7, field(1, bytes([3, 4]))))),
+        record(entry(1, sparse)),
+    )
+    pipe = open_pipe(
+        tmp_path / "train", record_wrapper="RecordIO", content_type="application/x-recordio-protobuf", where="here"
+    )
+    (features, label), (whole,), (gaps,) = pipe
+    assert (features.tolist(), label.item(), features.dtype) == ([1.5, 2.5], 1.0, torch.float32)
+    assert whole.tolist() == [3, 4]
+    assert gaps.tolist() == [0, 0, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "0 tensors of features and 0 labels"),
+        (entry(1, field(2, floats(1))) * 2, "2 tensors of features"),
+        (entry(1, field(2, floats(1))) + entry(2, field(2, floats(1, 2))), "1 tensors of features and 1 labels"),
+        (bytes([10]), "it ends within a number"),
+        (bytes([10, 100]), "a field is longer than its message"),
+        (entry(1, field(9, b"")), "a value of kind 9 is no tensor of numbers"),
+        (entry(1, field(2, floats(1) + field(2, bytes([9])) + field(3, bytes([4])))), "the keys of sparse features"),
+    ],
+)
+def test_messages_that_are_none_are_refused_with_their_number(content, said, tmp_path, send):
+    good = record(entry(1, field(2, floats(1))))
+    send(good, record(content))
+    pipe = iter(
+        open_pipe(tmp_path / "train", record_wrapper="None", content_type="application/x-recordio-protobuf", where="x")
+    )
+    next(pipe)
+    with pytest.raises(DataError, match=f"train_0 has no record that can be read, record 1: .*{said}"):
+        next(pipe)
+
+
 def test_rows_of_text_are_features_with_the_label_first(tmp_path, send):
     send(b"1,0.5,-2e3\r\n0,1,", b"2\n\n1,3,4")
     samples = list(DataLoader(pipe(tmp_path, "None", "text/csv"), batch_size=3))

@@ -23,11 +23,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import smkit.data.blocks
-import smkit.data.table
-from smkit.data.decimals import PADDING, decimals
+import smkit.data.tables.blocks
+import smkit.data.tables.table
 from smkit.data.loader import make_loader
-from smkit.data.tables import open_table
+from smkit.data.tables.decimals import PADDING, decimals
+from smkit.data.tables.opening import open_table
 from smkit.errors import DataError
 
 pytestmark = pytest.mark.train
@@ -39,13 +39,13 @@ pq = pytest.importorskip("pyarrow.parquet")
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows, so that small files have many; and no table is small."""
-    monkeypatch.setattr(smkit.data.blocks, "FIRST_BYTES", 64)
-    monkeypatch.setattr(smkit.data.blocks, "BLOCK_BYTES", 128)
-    monkeypatch.setattr(smkit.data.delimited, "FIRST_BYTES", 128)
-    monkeypatch.setattr(smkit.data.columnar, "_SLICE", 7)
-    monkeypatch.setattr(smkit.data.recordio, "FIRST_BYTES", 64)
-    monkeypatch.setattr(smkit.data.recordio, "BLOCK_BYTES", 128)
-    monkeypatch.setattr(smkit.data.table, "SMALL", 0)
+    monkeypatch.setattr(smkit.data.tables.blocks, "FIRST_BYTES", 64)
+    monkeypatch.setattr(smkit.data.tables.blocks, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(smkit.data.tables.delimited, "FIRST_BYTES", 128)
+    monkeypatch.setattr(smkit.data.tables.columnar, "_SLICE", 7)
+    monkeypatch.setattr(smkit.data.tables.recordio, "FIRST_BYTES", 64)
+    monkeypatch.setattr(smkit.data.tables.recordio, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(smkit.data.tables.table, "SMALL", 0)
 
 
 def opened(folder: Path, kind: str = "csv", **options):
@@ -478,7 +478,9 @@ def no_parsing(monkeypatch):
     """Fails where a block is parsed."""
 
     def refuse():
-        monkeypatch.setattr(smkit.data.delimited.Delimited, "parse", lambda *_: pytest.fail("a block was parsed"))
+        monkeypatch.setattr(
+            smkit.data.tables.delimited.Delimited, "parse", lambda *_: pytest.fail("a block was parsed")
+        )
 
     return refuse
 
@@ -488,9 +490,9 @@ def test_a_block_is_parsed_when_it_is_asked_for_and_some_ahead(tmp_path, small_b
     read = opened(tmp_path)
     read.threads = 1
     parsed: list[int] = []
-    parse = smkit.data.delimited.Delimited.parse
+    parse = smkit.data.tables.delimited.Delimited.parse
     monkeypatch.setattr(
-        smkit.data.delimited.Delimited,
+        smkit.data.tables.delimited.Delimited,
         "parse",
         lambda self, block, columns: parsed.append(block.first) or parse(self, block, columns),
     )
@@ -548,7 +550,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path, small_blo
     code = f"""
 import os, signal, pathlib
 from smkit.data.loader import make_loader
-from smkit.data.tables import open_table
+from smkit.data.tables.opening import open_table
 folder = pathlib.Path({str(tmp_path)!r})
 read = open_table(folder, ["a.csv"], "csv", where="x", cache_dir=folder / "cache")
 read.__getitems__([0])
@@ -669,8 +671,8 @@ def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", ["thread", "process"])
 def test_an_epoch_is_every_row_once_and_goes_on_where_it_stopped(tmp_path, small_blocks, monkeypatch, workers):
-    monkeypatch.setattr(smkit.data.table, "_FIRST_WINDOW", 16)
-    monkeypatch.setattr(smkit.data.table, "_LARGEST_WINDOW", 512)
+    monkeypatch.setattr(smkit.data.tables.table, "_FIRST_WINDOW", 16)
+    monkeypatch.setattr(smkit.data.tables.table, "_LARGEST_WINDOW", 512)
     long_csv(tmp_path, 1000, "a.csv")
     long_csv(tmp_path, 700, "b.csv")
     options = {"batch_size": 64, "seed": 3, "workers": workers, **({"num_workers": 2} if workers == "process" else {})}

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smkit.data.source import Allocate, Source, fingerprint_of
+from smkit.data.source import LABELS, Allocate, Source, fingerprint_of
 from smkit.errors import DataError
 
-LABELS = ("label", "labels", "y", "target", "targets")
-"""Names that mark the label among arrays or columns."""
 _FINGERPRINTED = 16
 
 

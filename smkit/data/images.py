@@ -16,8 +16,9 @@ from torch import Tensor
 
 from smkit.data.labels import Labels
 from smkit.data.packed import PackedPaths
-from smkit.data.pixels import Pixels, Size, by, centre, checked_size, decode, in_threads, reason
+from smkit.data.pixels import Pixels, Size, by, centre, checked_size, decode, reason
 from smkit.data.source import Allocate, SampleError, Source, fingerprint_of
+from smkit.data.threads import in_threads
 from smkit.errors import DataError
 
 _PROBES = 16
@@ -72,7 +73,7 @@ class Images(Source):
         samples = index.tolist()
         batch = allocate((len(samples), *self.size, 3), torch.uint8)
         pixels = batch.numpy()
-        in_threads(lambda position: self._read(samples[position], pixels[position]), len(samples), self.threads)
+        in_threads(lambda position: self._read(samples[position], pixels[position]), len(samples), self.threads_of_read)
         return batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[index.numpy()])
 
     @property

@@ -151,7 +151,11 @@ def open_dataset(
             channel.path, own, image_size=image_size, is_streamed=streamed, cache_dir=cache_dir, where=where
         )
     _refuse_options(f"a table ({chosen})", image_size=image_size)
-    from smkit.data.tables import open_table
+    if streamed and chosen not in ("parquet", "arrow"):
+        logger.warning(
+            "%s streams from S3: all of it is read once to count its rows; Parquet says how many it has", where
+        )
+    from smkit.data.tables.opening import open_table
 
     return open_table(
         channel.path,
@@ -161,7 +165,6 @@ def open_dataset(
         columns=columns,
         content_type=content_type,
         cache_dir=cache_dir,
-        is_streamed=streamed,
         where=where,
     )
 

@@ -5,7 +5,6 @@ How batches are made, `smkit.data.indexed` and `smkit.data.streams` know.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence, Sized
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from smkit.data.fetch import Collate, Skips
 from smkit.data.indexed import IndexLoader, dataset_fingerprint
 from smkit.data.source import Source
 from smkit.data.streams import StreamLoader
+from smkit.data.threads import usable_cores
 from smkit.errors import ConfigurationError, DataError
 
 Workers = Literal["auto", "none", "thread", "process"]
@@ -91,7 +91,7 @@ def make_loader(
     _check_range("local_world_size", local_world_size, at_least=1)
     _check_range("skip_budget", skip_budget, at_least=0)
     _check_divides(batch_size, world_size, gradient_accumulation_steps)
-    cores = max(1, _cores() // local_world_size)
+    cores = max(1, usable_cores() // local_world_size)
     count = _processes(workers, num_workers, cores)
     _check_choice("on_error", on_error, OnError)
     if isinstance(dataset, (IterableDataset, DataLoader)):
@@ -128,10 +128,6 @@ def make_loader(
         pin_memory=pin_memory,
         skips=Skips(skip_budget) if on_error == "skip" else None,
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes(workers: Workers, num_workers: int | None, cores: int) -> int:

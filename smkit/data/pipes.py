@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from smkit.data.record_message import dense, numbers_of
 from smkit.errors import DataError
 
 _PROTOBUF = "application/x-recordio-protobuf"
@@ -59,7 +60,9 @@ def open_pipe(path: Path, *, record_wrapper: str, content_type: str | None, wher
         raise DataError(
             f"the record wrapper is {record_wrapper!r}", where=where, fix="set RecordWrapperType to RecordIO or None"
         )
-    if kind == _PROTOBUF or record_wrapper == "RecordIO":
+    if kind == _PROTOBUF:
+        return Pipe(path, messages, "RecordIO-protobuf records", where=where)
+    if record_wrapper == "RecordIO":
         return Pipe(path, records, "RecordIO records", where=where)
     if kind == "text/csv":
         return Pipe(path, partial(rows, labels=_label_size(parameters, where)), "rows of numbers", where=where)
@@ -73,9 +76,9 @@ class Pipe(IterableDataset[Any]):
     shuffled, going on within an epoch means reading again what comes before, and an epoch cannot be read twice, nor by
     two processes. Leaving an epoch early closes its pipe.
 
-    Samples are bytes, one for each record, where records are wrapped or the content type is that of RecordIO-protobuf,
-    whose messages stay as they are; `(features, label)`, float32 (d,) and (), for `text/csv`, whose label comes first
-    (`label_size=0` in the content type: `(features,)`); else lines of text.
+    Samples are `(features, label)`, float32 (d,) and (), for RecordIO-protobuf and for `text/csv`, whose label comes
+    first (`(features,)` if there is none: `label_size=0` in the content type); else bytes, one for each record, where
+    records are wrapped, or lines of text.
     """
 
     def __init__(self, path: Path, read: Reader, kind: str, *, where: str) -> None:
@@ -164,6 +167,26 @@ def records(stream: BinaryIO, place: Place) -> Iterator[bytes]:
             parts = []
     if parts:
         raise place.error(f"is truncated: the record's next part is missing at byte {offset:,}")
+
+
+def messages(stream: BinaryIO, place: Place) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what SageMaker's Record messages hold, `(features, label)`, or `(features,)` if there is no label.
+
+    Raises:
+        DataError: A record is none, or has other than one tensor of features and at most one label.
+    """
+    for number, record in enumerate(records(stream, place)):
+        try:
+            features, labels = numbers_of(record)
+            if len(features) != 1 or len(labels) > 1 or any(len(label.values) != 1 for label in labels):
+                raise ValueError(f"{len(features)} tensors of features and {len(labels)} labels")  # noqa: TRY301
+            row = torch.from_numpy(dense(features[0]))
+        except ValueError as error:
+            raise place.error(
+                f"has no record that can be read, record {number:,}: {error}",
+                "write one tensor of features and one label a record, as `write_numpy_to_dense_tensor` does",
+            ) from error
+        yield (row, torch.tensor(float(labels[0].values[0]))) if labels else (row,)
 
 
 def lines(stream: BinaryIO, place: Place) -> Iterator[str]:

@@ -7,20 +7,16 @@ room knows neither files nor data sets.
 from __future__ import annotations
 
 import io
-import os
 import struct
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
-from torch.utils.data import get_worker_info
 
 from smkit.errors import ConfigurationError
 
 _FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
-_MAX_THREADS = 8
 _ORIENTATION = 0x0112
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -52,34 +48,6 @@ def reason(error: Exception) -> str:
         return "it is none of BMP, JPEG, PNG and WebP"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
     return f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
-def in_threads(fill: Callable[[int], None], count: int, limit: int | None) -> None:
-    """Call `fill` for each position below `count`; decoders do not need Python's lock.
-
-    Args:
-        fill: Reads one sample into its place.
-        count: Positions.
-        limit: Threads at most; None is this process's share of the cores, as workers divide them.
-    """
-    threads = min(_cores() if limit is None else limit, count)
-
-    def fill_every(start: int) -> None:
-        for position in range(start, count, threads):
-            fill(position)
-
-    if threads > 1:
-        # Threads of one batch outlive neither a fork nor a pickle, and cost less than decoding one image.
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill_every, range(threads)))
-    else:
-        fill_every(0)
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    worker = get_worker_info()
-    return min(_MAX_THREADS, max(1, cores // (1 if worker is None else worker.num_workers)))
 
 
 def decode(data: bytes, size: Size | None, out: Pixels | None) -> Pixels:

@@ -13,10 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from smkit.data.order import Windows
+from smkit.data.threads import usable_cores
 from smkit.errors import DataError
+
+LABELS = ("label", "labels", "y", "target", "targets")
+"""Names that mark the label among arrays or columns."""
 
 Allocate = Callable[[Sequence[int], torch.dtype], Tensor]
 """Returns a tensor of this shape and type with any content, maybe page-locked: the memory that a batch is read into."""
@@ -35,7 +39,7 @@ class Source(Dataset[Any], ABC):
     windows: Windows | None = None
     """How it is shuffled where it must be read in sequence to be fast; None where any order is as fast."""
     threads: int | None = None
-    """Threads that one read may use; None is one for each core of this process."""
+    """Threads that one read may use; None is one for each core of this process, as worker processes share them."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -59,6 +63,14 @@ class Source(Dataset[Any], ABC):
     @abstractmethod
     def fingerprint(self) -> int:
         """A number below 2**63 that is another one where the data is: of names and sizes of files, not of all bytes."""
+
+    @property
+    def threads_of_read(self) -> int:
+        """Threads that a read uses for work that does not need Python's lock."""
+        if self.threads is not None:
+            return self.threads
+        worker = get_worker_info()
+        return max(1, usable_cores() // (1 if worker is None else worker.num_workers))
 
     def batch_bytes(self, samples: int) -> int | None:  # noqa: ARG002
         """Return the size of a batch of `samples` where reading it is one copy in memory; None where it is more work.

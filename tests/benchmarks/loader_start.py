@@ -87,7 +87,10 @@ def smkit_loading(title: str, dataset: Any) -> Loading:
         return smkit.make_loader(dataset, batch_size=BATCH_SIZE)
 
     loader = make()
-    for _ in range(STEPS):
+    batches = iter(loader) if isinstance(dataset, IterableDataset) else None
+    for _ in islice(loader.groups(), STEPS):
+        if batches is not None:
+            next(batches)
         loader.advance()
     return Loading(title, make, loader.state_dict())
 
@@ -111,9 +114,10 @@ def loadings() -> list[Loading]:
     return [
         smkit_loading("**smkit**, tensors", arrays),
         smkit_loading("**smkit**, a data set with `__getitems__`", Numbers(SAMPLES)),
+        smkit_loading("**smkit**, iterable without a state", Stream(rows)),
         stateful_loading("StatefulDataLoader, tensors, no workers", arrays, 0),
         stateful_loading(f"StatefulDataLoader, tensors, {WORKERS} workers", arrays, WORKERS),
-        stateful_loading("StatefulDataLoader, iterable, no workers", Stream(rows), 0),
+        stateful_loading("StatefulDataLoader, iterable without a state, no workers", Stream(rows), 0),
     ]
 
 

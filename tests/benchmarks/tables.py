@@ -25,7 +25,7 @@ import torch
 from report import describe_machine, spread, table
 
 from smkit import make_loader
-from smkit.data.tables import open_table
+from smkit.data.tables.opening import open_table
 
 FEATURES = 30
 BATCH_SIZE = 1024
@@ -36,7 +36,7 @@ import sys, tempfile
 from pathlib import Path
 import torch
 from smkit import make_loader
-from smkit.data.tables import open_table
+from smkit.data.tables.opening import open_table
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:")) / 1024

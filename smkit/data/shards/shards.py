@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from smkit.data.order import Windows
-from smkit.data.pixels import Size, checked_size, in_threads, reason
+from smkit.data.pixels import Size, checked_size, reason
 from smkit.data.shards.fields import COMPRESSED, IMAGES, PICKLES, Field, UnlikeError, open_field, raw
 from smkit.data.shards.files import Descriptor, ShardFiles, read_at
 from smkit.data.shards.index import LABEL, Index, Integers
 from smkit.data.source import Allocate, SampleError, Source, allocate, fingerprint_of
+from smkit.data.threads import in_threads
 from smkit.errors import DataError
 
 _WINDOW = 8
@@ -165,7 +166,7 @@ class Shards(Source):
                 except Exception as error:
                     raise self._failure(int(samples[place]), number, error) from error
 
-        in_threads(fill, len(numbers), self.threads if self._works else 1)
+        in_threads(fill, len(numbers), self.threads_of_read if self._works else 1)
 
     def _opened(self, column: int) -> Field:
         """Return how a field is decoded, with the shape of the first sample's."""

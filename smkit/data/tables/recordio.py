@@ -1,4 +1,4 @@
-"""RecordIO files of SageMaker's Record messages: the framing and the protobuf, read without a library of either.
+"""RecordIO files of SageMaker's Record messages: the framing, and columns of what is in them.
 
 Files whose records are alike, as all dense ones are, are read by arithmetic on all bytes of a block.
 """
@@ -9,29 +9,18 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from smkit.data.blocks import BLOCK_BYTES, FIRST_BYTES, Block, Blocks, read_failed
-from smkit.data.columns import Array, Column, Values
-from smkit.data.formats import MOST_WIDE, Format
+from smkit.data.record_message import Numbers, numbers_of
+from smkit.data.tables.blocks import BLOCK_BYTES, FIRST_BYTES, Block, Blocks, read_failed
+from smkit.data.tables.columns import Array, Column, Values
+from smkit.data.tables.formats import MOST_WIDE, Format
 from smkit.errors import DataError
 
 _HEADER = struct.Struct("<II")
 _MAGIC = 0xCED7230A
-_TYPES: dict[int, Array | None] = {2: np.empty(0, "<f4"), 3: np.empty(0, "<f8"), 7: None}
-"""Field of a Value: an array that is like its numbers; None where they are varints."""
 _FIX = "write it with sagemaker's `write_numpy_to_dense_tensor`, and check that it has arrived whole"
-
-
-class _Tensor(NamedTuple):
-    """Numbers of a record; those of a dense one lie in it as they are, from `start` on."""
-
-    values: Array
-    keys: list[int]
-    width: int | None
-    start: int | None
 
 
 class RecordIO(Format):
@@ -140,19 +129,16 @@ class RecordIO(Format):
         labels = numbers[1][:, 0] if label is not None else np.zeros(block.rows)
         return labels, np.asarray(numbers[0], np.float32)
 
-    def _record(self, block: Block, row: int, record: bytes) -> tuple[_Tensor, _Tensor | None]:
+    def _record(self, block: Block, row: int, record: bytes) -> tuple[Numbers, Numbers | None]:
         """Return the features and the label of a record, which must be like those before."""
         try:
-            tensors: dict[int, list[_Tensor]] = {1: [], 2: []}
-            for field, start, end in _messages(record, 0, len(record)):
-                if field in tensors:
-                    tensors[field].append(_entry(record, start, end))
-        except (IndexError, ValueError, struct.error) as error:
+            tensors, labels = numbers_of(record)
+        except ValueError as error:
             raise self.wrong(block, row, f"it is no Record message: {error}", _FIX) from error
-        if len(tensors[1]) != 1 or len(tensors[2]) > 1 or any(len(label.values) != 1 for label in tensors[2]):
-            what = f"it has {len(tensors[1])} tensors of features and {len(tensors[2])} labels, not one of each"
+        if len(tensors) != 1 or len(labels) > 1 or any(len(label.values) != 1 for label in labels):
+            what = f"it has {len(tensors)} tensors of features and {len(labels)} labels, not one of each"
             raise self.wrong(block, row, what, "read the files in `build_dataset`")
-        features, label = tensors[1][0], tensors[2][0] if tensors[2] else None
+        features, label = tensors[0], labels[0] if labels else None
         width = features.width or len(features.values)
         if self._width is None:
             self._width, self._has_label = width, label is not None
@@ -167,80 +153,3 @@ class RecordIO(Format):
         if features.keys and (len(features.keys) != len(features.values) or max(features.keys) >= width):
             raise self.wrong(block, row, "the keys of its sparse features do not fit their values and shape", _FIX)
         return features, label
-
-
-# --- protobuf ---------------------------------------------------------------------------------------------------------
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, position
-        if shift > 63:
-            raise ValueError("a number does not end")
-
-
-def _messages(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number of each field that has a length, and where its content starts and ends; pass over others."""
-    while position < end:
-        tag, position = _varint(data, position)
-        field, kind = tag >> 3, tag & 7
-        if kind == 2:
-            length, position = _varint(data, position)
-            following = position + length
-            if following > end:
-                raise ValueError("a field is longer than its message")
-            yield field, position, following
-        elif kind in (1, 5):
-            following = position + (8 if kind == 1 else 4)
-            yield field, position, following
-        elif kind == 0:
-            _, following = _varint(data, position)
-            yield field, position, following
-        else:
-            raise ValueError(f"a field of kind {kind} is unknown")
-        position = following
-
-
-def _entry(data: bytes, start: int, end: int) -> _Tensor:
-    """Return the tensor of an entry of a map from names to values."""
-    for field, begin, stop in _messages(data, start, end):
-        if field == 2:
-            for kind, first, last in _messages(data, begin, stop):
-                if kind not in _TYPES:
-                    raise ValueError(f"a value of kind {kind} is no tensor of numbers")
-                return _tensor(data, first, last, _TYPES[kind])
-    raise ValueError("an entry has no value")
-
-
-def _tensor(data: bytes, start: int, end: int, like: Array | None) -> _Tensor:
-    parts: dict[int, list[tuple[int, int]]] = {1: [], 2: [], 3: []}
-    for field, begin, stop in _messages(data, start, end):
-        if field in parts:
-            parts[field].append((begin, stop))
-    keys, shape = _varints(data, parts[2]), _varints(data, parts[3])
-    if like is None:
-        signed = [value - (1 << 64) if value >> 63 else value for value in _varints(data, parts[1])]
-        values: Array = np.array(signed, np.float64)
-    else:
-        values = np.frombuffer(b"".join(data[begin:stop] for begin, stop in parts[1]), like.dtype)
-    is_packed = like is not None and len(parts[1]) == 1 and not keys
-    width = int(np.prod(shape)) if shape else max(keys) + 1 if keys else None
-    if not keys and width is not None and width != len(values):
-        raise ValueError(f"a tensor of shape {shape} has {len(values)} values")
-    return _Tensor(values, keys, width, parts[1][0][0] if is_packed else None)
-
-
-def _varints(data: bytes, parts: Sequence[tuple[int, int]]) -> list[int]:
-    values = []
-    for begin, stop in parts:
-        position = begin
-        while position < stop:
-            value, position = _varint(data, position)
-            values.append(value)
-    return values

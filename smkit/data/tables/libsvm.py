@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smkit.data.blocks import Block, TextFiles, usable_cores
-from smkit.data.columns import Array, Column, Values
-from smkit.data.decimals import PADDING, decimals, digits
-from smkit.data.formats import MOST_WIDE, Format
+from smkit.data.tables.blocks import Block, TextFiles
+from smkit.data.tables.columns import Array, Column, Values
+from smkit.data.tables.decimals import PADDING, decimals, digits
+from smkit.data.tables.formats import MOST_WIDE, Format
+from smkit.data.threads import usable_cores
 from smkit.errors import DataError
 
 _LEFT_OUT = re.compile(rb"#[^\n]*|qid:\S*")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from smkit.data.blocks import Block, Blocks
-from smkit.data.columns import Array, Column, Texts, Values
+from smkit.data.tables.blocks import Block, Blocks
+from smkit.data.tables.columns import Array, Column, Texts, Values
 from smkit.errors import DataError
 
 MOST_WIDE = 4096

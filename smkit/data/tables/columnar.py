@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smkit.data.arrow_values import column_of, load, values_of, with_lengths
-from smkit.data.blocks import Block, Blocks, read_failed
-from smkit.data.columns import Column, Values
-from smkit.data.formats import Format
+from smkit.data.tables.arrow_values import column_of, load, values_of, with_lengths
+from smkit.data.tables.blocks import Block, Blocks, read_failed
+from smkit.data.tables.columns import Column, Values
+from smkit.data.tables.formats import Format
 from smkit.errors import DataError
 
 _SLICE = 1 << 13

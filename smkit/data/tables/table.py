@@ -6,8 +6,7 @@ What was parsed lies in a cache of fixed-width rows, from which a batch is gathe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from smkit.data.blocks import Block, usable_cores
-from smkit.data.columns import Array, Selection, Texts, Values
-from smkit.data.formats import Format
 from smkit.data.order import Windows
 from smkit.data.source import Allocate, Source
-from smkit.data.table_cache import TableCache
+from smkit.data.tables.blocks import Block
+from smkit.data.tables.cache import TableCache
+from smkit.data.tables.columns import Array, Selection, Texts, Values
+from smkit.data.tables.formats import Format
+from smkit.data.threads import in_threads
 from smkit.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -104,17 +103,22 @@ class Table(Source):
     def __repr__(self) -> str:
         files = len(self._format.blocks.rows_by_file())
         kind = self._format.kind
-        held = ", ".join(
-            (
-                f"{len(self._selection.features)} features float32"
-                if field.name == "features" and place == 0
-                else f"{field.name} {'text' if field.is_text else np.dtype(field.dtype).name}"
-            )
-            for place, field in enumerate(self._fields)
-        )
+        held = ", ".join(self._held())
         classes = f" of {len(self.classes)} classes" if self.classes else ""
-        order = "" if self.windows is None else f"; {self.windows.describe()}"
-        return f"Table({len(self):,} rows of {files} {kind} file{'s' * (files != 1)}: {held}{classes}{order})"
+        return f"Table({len(self):,} rows of {files} {kind} file{'s' * (files != 1)}: {held}{classes})"
+
+    def _held(self) -> Iterator[str]:
+        """Yield the parts of a batch in words."""
+        label = self._selection.label
+        for place, field in enumerate(self._fields):
+            kind = "text" if field.is_text else np.dtype(field.dtype).name
+            if field.name == "features" and place == 0:
+                yield f"{len(self._selection.features)} features {kind}"
+            elif label is not None and field.name == label.name and field.name.isdecimal():
+                # The name of a column without a header is its number.
+                yield f"label {kind}"
+            else:
+                yield f"{field.name} {kind}"
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process has files and threads of its own.
@@ -172,7 +176,7 @@ class Table(Source):
     def _ahead(self, number: int) -> Array:
         """Return the next blocks to parse from `number` on, if enough rows are owed to make all threads busy."""
         left = np.flatnonzero(~self._parsed)
-        left = np.roll(left, -int(np.searchsorted(left, number)))[: _AT_ONCE * self._threads()]
+        left = np.roll(left, -int(np.searchsorted(left, number)))[: _AT_ONCE * self.threads_of_read]
         rows = self._format.blocks.rows[left]
         if not len(left) or self._owed < rows.sum():
             return left[:0]
@@ -183,20 +187,15 @@ class Table(Source):
         chains: dict[int, list[int]] = {}
         for number in numbers:
             chain = self._format.chain(number)
-            waiting = chains.setdefault(chain.start, [])
-            waiting += [each for each in chain if not self._parsed[each] and each not in waiting]
-        threads = min(self._threads(), len(chains))
+            blocks = chains.setdefault(chain.start, [])
+            blocks += [each for each in chain if not self._parsed[each] and each not in blocks]
+        waiting = list(chains.values())
 
-        def parse(numbers: Sequence[int]) -> None:
-            for number in numbers:
+        def parse(position: int) -> None:
+            for number in waiting[position]:
                 self._parse_block(cache, number)
 
-        if threads > 1:
-            # Threads of one read outlive neither a fork nor a pickle, and cost less than parsing a block.
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(parse, chains.values()))
-        else:
-            list(map(parse, chains.values()))
+        in_threads(parse, len(waiting), self.threads_of_read)
         if self._parsed.all():
             self._finish(cache)
 
@@ -234,12 +233,6 @@ class Table(Source):
                 part = cache.array(field)[first : first + _REMAPPED_ROWS]
                 cache.write_field(field, first, ranks[part])
         cache.publish(self.classes)
-
-    def _threads(self) -> int:
-        if self.threads is not None:
-            return self.threads
-        worker = get_worker_info()
-        return max(1, usable_cores() // (1 if worker is None else worker.num_workers))
 
     # --- classes ------------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from smkit.data.blocks import Block
-from smkit.data.columns import Column, Kind, Texts, Values
-from smkit.data.formats import Format
+from smkit.data.tables.blocks import Block
+from smkit.data.tables.columns import Column, Kind, Texts, Values
+from smkit.data.tables.formats import Format
 from smkit.errors import DataError
 
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from smkit.data.source import LABELS
 from smkit.errors import DataError
 
-LABELS = ("label", "labels", "y", "target", "targets")
 """Names that mark the label among named columns."""
 
 Kind = Literal["whole", "real", "text", "other"]

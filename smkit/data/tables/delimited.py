@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smkit.data.arrow_values import column_of, load, values_of
-from smkit.data.blocks import FIRST_BYTES, Block, TextFiles
-from smkit.data.columns import Column, Values
-from smkit.data.formats import Format
+from smkit.data.tables.arrow_values import column_of, load, values_of
+from smkit.data.tables.blocks import FIRST_BYTES, Block, TextFiles
+from smkit.data.tables.columns import Column, Values
+from smkit.data.tables.formats import Format
 from smkit.errors import DataError
 
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smkit.data.arrow_values import column_of, load, values_of, with_lengths
-from smkit.data.blocks import Block, TextFiles
-from smkit.data.columns import Column, Values
-from smkit.data.formats import Format
+from smkit.data.tables.arrow_values import column_of, load, values_of, with_lengths
+from smkit.data.tables.blocks import Block, TextFiles
+from smkit.data.tables.columns import Column, Values
+from smkit.data.tables.formats import Format
 from smkit.errors import DataError
 
 

@@ -11,17 +11,17 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smkit.data.columnar import Arrow, Parquet
-from smkit.data.columns import Selection, select
-from smkit.data.delimited import Delimited
-from smkit.data.formats import Format
-from smkit.data.json_lines import JSONLines
-from smkit.data.libsvm import LibSVM
-from smkit.data.lines import Lines
-from smkit.data.recordio import RecordIO
 from smkit.data.source import fingerprint_of, fingerprint_of_files
-from smkit.data.table import Table
-from smkit.data.table_cache import default_folder
+from smkit.data.tables.cache import default_folder
+from smkit.data.tables.columnar import Arrow, Parquet
+from smkit.data.tables.columns import Selection, select
+from smkit.data.tables.delimited import Delimited
+from smkit.data.tables.formats import Format
+from smkit.data.tables.json_lines import JSONLines
+from smkit.data.tables.libsvm import LibSVM
+from smkit.data.tables.lines import Lines
+from smkit.data.tables.recordio import RecordIO
+from smkit.data.tables.table import Table
 from smkit.errors import DataError
 
 _VERSION = 1
@@ -47,7 +47,6 @@ def open_table(
     columns: Sequence[str] | None = None,
     content_type: str | None = None,
     cache_dir: Path | None = None,
-    is_streamed: bool = False,  # noqa: ARG001 - blocks are read in sequence, which is what a stream wants
     where: str,
 ) -> Table:
     """Return the rows of files as a data set.
@@ -61,7 +60,6 @@ def open_table(
         columns: Names of the features, in their order; by default all but the label.
         content_type: The channel's; `text/csv;label_size=0` says that there is no label.
         cache_dir: Where parsed rows are kept; by default `smkit-cache` below the machine's temporary folder.
-        is_streamed: Whether the files are fetched while they are read.
         where: What an error names as its place.
 
     Raises:

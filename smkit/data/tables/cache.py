@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from smkit.data.columns import Array, Field, Texts, Values
+from smkit.data.tables.columns import Array, Field, Texts, Values
 from smkit.errors import DataError
 
 _log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smkit.data.blocks import Block, TextFiles
-from smkit.data.columns import Column, Values
-from smkit.data.formats import Format, texts_of
+from smkit.data.tables.blocks import Block, TextFiles
+from smkit.data.tables.columns import Column, Values
+from smkit.data.tables.formats import Format, texts_of
 from smkit.errors import DataError
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from smkit.data.threads import usable_cores
 from smkit.errors import DataError
 
 FIRST_BYTES = 1 << 17
@@ -81,11 +82,6 @@ class Blocks:
         rows = np.zeros(len(files), np.int64)
         np.add.at(rows, place, self.rows)
         return tuple(rows.tolist())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_failed(file: str, error: Exception, where: str) -> DataError:
