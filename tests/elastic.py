@@ -62,7 +62,7 @@ class Stream(IterableDataset[Any]):
 
 
 class StreamWithState(IterableDataset[Any]):
-    """A stream that can go on from a place, which is all that its samples depend on."""
+    """A stream that can go on from a place, and does not know what it has drawn."""
 
     def __init__(self) -> None:
         self._place = 0
@@ -70,7 +70,7 @@ class StreamWithState(IterableDataset[Any]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while self._place < SAMPLES:
             self._place += 1
-            yield torch.tensor(self._place - 1), torch.zeros(3, dtype=torch.float64)
+            yield Drawing()[self._place - 1]
         self._place = 0
 
     def state_dict(self) -> dict[str, int]:

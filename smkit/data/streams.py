@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from smkit.data.batches import Loader, describe
-from smkit.data.draws import GlobalGenerators, SampleRandom, Transform, seed_global_generators
+from smkit.data.draws import SampleRandom, Transform, generators_of_their_own, seed_global_generators
 from smkit.data.epoch import POSITION, cut, micro_batch_sizes
 from smkit.data.fetch import Collate, collate, pin
 from smkit.data.order import derive_seed
@@ -32,7 +31,7 @@ class StreamLoader(Loader):
     """See `Loader`: an optimizer step takes the next samples of the stream, and each rank its share of them.
 
     Every rank reads the whole stream, so that all take the same number of steps and the batches are the same whatever
-    their number. What the stream draws from the process's generators depends on the seed and the epoch alone.
+    their number. What a stream draws from the process's generators depends on the seed, the epoch and the place alone.
 
     Args:
         stream: Iterated once each epoch; one sample at a time, or one batch if it is a DataLoader.
@@ -179,7 +178,6 @@ class StreamLoader(Loader):
         """Forget what was fetched; the next pull begins at the position."""
         self._must_load = self._must_load or self._items is not None
         self._items = None
-        self._generators: GlobalGenerators | None = None
         self._waiting: deque[Any] = deque()
         self._has_ended = False
         self._sizes: tuple[int, ...] = ()
@@ -193,7 +191,7 @@ class StreamLoader(Loader):
         Raises:
             DataError: The end comes later or earlier than its length says.
         """
-        with self._own_generators():
+        with generators_of_their_own():
             goes_on = self._items is not None and next(self._items, _END) is not _END
         length = _length(self._stream)
         if goes_on or (length is not None and length != self._pulled_items):
@@ -205,13 +203,13 @@ class StreamLoader(Loader):
             )
         self._epoch += 1
         self._step = self._samples = self._read = self._pulled = self._pulled_items = self._pulled_samples = 0
-        self._stream_state = self._items = self._generators = None
+        self._stream_state = self._items = None
         self._has_ended = False
 
     def _state_of_stream(self) -> Any:
         """Return what the stream says of the position that is counted."""
         if self._stream_state is None:
-            with self._own_generators():
+            with generators_of_their_own():
                 self._stream_state = self._stream.state_dict()
         return self._stream_state
 
@@ -222,10 +220,10 @@ class StreamLoader(Loader):
             return False
         if self._has_state and not self._must_load:
             self._state_of_stream()
-        with self._own_generators():
+        with generators_of_their_own():
             if self._items is None:
                 self._items = self._opened()
-            items = list(islice(self._items, self._items_of_step))
+            items = list(self._next_items(self._items, self._pulled_items, self._items_of_step))
         if not items:
             self._require_something()
             self._end_epoch()
@@ -243,19 +241,12 @@ class StreamLoader(Loader):
         self._pulled_items += len(items)
         return True
 
-    @contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        """Let the stream draw from generators of its own, which the process's ones are for the while."""
-        others = GlobalGenerators()
-        if self._generators is None:
-            seed_global_generators(derive_seed(self._seed, self._epoch))
-        else:
-            self._generators.restore()
-        try:
-            yield
-            self._generators = GlobalGenerators()
-        finally:
-            others.restore()
+    def _next_items(self, items: Iterator[Any], place: int, count: int) -> Iterator[Any]:
+        """Yield the next `count` items, which begin at `place`; what draws random numbers draws those of the place."""
+        together = 1 if self._gives_batches else self._batch_size
+        for start in range(place, place + count, together):
+            seed_global_generators(derive_seed(self._seed, self._epoch, start))
+            yield from islice(items, min(together, place + count - start))
 
     def _opened(self) -> Iterator[Any]:
         """Return the stream's iterator, at the position."""
@@ -263,6 +254,7 @@ class StreamLoader(Loader):
         self._must_load = False
         if loads:
             self._stream.load_state_dict(self._stream_state)
+        seed_global_generators(derive_seed(self._seed, self._epoch))
         items: Iterator[Any] = iter(self._stream)
         if loads or not self._step:
             return items
@@ -274,7 +266,7 @@ class StreamLoader(Loader):
             unit,
             type(self._stream).__name__,
         )
-        read = sum(1 for _ in islice(items, skipped))
+        read = sum(1 for _ in self._next_items(items, 0, skipped))
         if read < skipped:
             raise DataError(
                 f"{skipped} {unit} had been read, and now there are {read}",
