@@ -42,6 +42,7 @@ ALLOWED = {
     "data.tables.blocks": {"data.threads", "errors"},
     "data.arrays": {"data.source", "errors"},
     "data.packed": {"data.source"},
+    "data.reading": {"data.draws", "data.order", "errors"},
     "data.shards.fields": {"data.pixels", "data.source"},
     "data.tables.columns": {"data.source", "errors"},
     "data.fetch": {"data.arrays", "data.draws", "data.order", "data.source", "errors"},
@@ -53,7 +54,7 @@ ALLOWED = {
         *("data.order", "data.pixels", "data.shards.fields", "data.shards.files", "data.shards.index"),
         *("data.source", "data.threads", "errors"),
     },
-    "data.streams": {"data.batches", "data.draws", "data.epoch", "data.fetch", "data.order", "errors"},
+    "data.streams": {"data.batches", "data.draws", "data.epoch", "data.fetch", "data.reading", "errors"},
     "data.tables.arrow_values": {"data.tables.blocks", "data.tables.columns", "data.tables.formats", "errors"},
     "data.tables.libsvm": {
         *("data.tables.blocks", "data.tables.columns", "data.tables.decimals", "data.tables.formats"),

@@ -1,14 +1,13 @@
 """Batches of data that can only be read from front to end: an iterable data set, or a DataLoader of the user's own.
 
-A stream has no order of its own to resume in: either it says where it stands, or what was read is read again.
+A stream has no order of its own to resume in: how it is read from a place on, `smkit.data.reading` knows; this room
+counts steps.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from smkit.data.batches import Loader, describe
-from smkit.data.draws import SampleRandom, Transform, generators_of_their_own, seed_global_generators
+from smkit.data.draws import SampleRandom, Transform, generators_of_their_own
 from smkit.data.epoch import POSITION, cut, micro_batch_sizes
 from smkit.data.fetch import Collate, collate, pin
-from smkit.data.order import derive_seed
+from smkit.data.reading import Reading, has_state, length_of
 from smkit.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Stream = IterableDataset[Any] | DataLoader[Any]
 
@@ -65,7 +62,9 @@ class StreamLoader(Loader):
             pin_memory=pin_memory and torch.cuda.is_available(),
         )
         self._stream: Any = stream
+        self._has_state = has_state(stream)
         self._gives_batches = isinstance(stream, DataLoader)
+        self._unit = "batches" if self._gives_batches else "samples"
         self._batch_size = batch_size
         self._accumulation = gradient_accumulation_steps
         self._rank, self._world_size = rank, world_size
@@ -73,14 +72,14 @@ class StreamLoader(Loader):
         self._transform = transform
         self._epoch = self._step = self._samples = self._read = 0
         self._stream_state: Any = None
-        self._items: Iterator[Any] | None = None
-        self._must_load = False
+        self._reading: Reading | None = None
+        self._is_elsewhere = False
         self._begin()
 
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch; None if the stream has no `__len__`."""
-        length = _length(self._stream)
+        length = length_of(self._stream)
         return None if length is None else -(-length // self._items_of_step)
 
     @property
@@ -94,7 +93,7 @@ class StreamLoader(Loader):
         return self._step
 
     def __len__(self) -> int:
-        length = _length(self._stream)
+        length = length_of(self._stream)
         if length is None:
             raise TypeError(f"{type(self._stream).__name__} has no length")
         if self._gives_batches:
@@ -104,9 +103,8 @@ class StreamLoader(Loader):
 
     def describe(self) -> str:
         """Return the data set in one line, and what a resume costs."""
-        length = _length(self._stream)
-        unit = "batches" if self._gives_batches else "samples"
-        text = describe(self._stream, "no length" if length is None else f"{length:,} {unit}")
+        length = length_of(self._stream)
+        text = describe(self._stream, "no length" if length is None else f"{length:,} {self._unit}")
         return text if self._has_state else f"{text}, read again from its start on resume"
 
     def groups(self) -> Iterator[tuple[int, ...]]:
@@ -155,7 +153,7 @@ class StreamLoader(Loader):
             setattr(self, f"_{name}", state[name])
         self._stream_state = state.get("stream")
         self._begin()
-        self._must_load = True
+        self._is_elsewhere = True
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its private iterator class here
         self._begin()
@@ -167,43 +165,30 @@ class StreamLoader(Loader):
             yield self._waiting.popleft()
 
     @property
-    def _has_state(self) -> bool:
-        return hasattr(self._stream, "state_dict") and hasattr(self._stream, "load_state_dict")
-
-    @property
     def _items_of_step(self) -> int:
         return self._accumulation if self._gives_batches else self._batch_size
 
     def _begin(self) -> None:
         """Forget what was fetched; the next pull begins at the position."""
-        self._must_load = self._must_load or self._items is not None
-        self._items = None
+        self._is_elsewhere = self._is_elsewhere or self._reading is not None
+        self._reading = None
         self._waiting: deque[Any] = deque()
-        self._has_ended = False
         self._sizes: tuple[int, ...] = ()
+        self._has_ended = False
         self._pulled = self._step
         self._pulled_samples = self._samples
-        self._pulled_items = self._read
 
     def _end_epoch(self) -> None:
-        """Read the stream to its end, where it gets ready for the next time, and begin the next epoch.
+        """Begin the next epoch, when this one was read to its end.
 
         Raises:
-            DataError: The end comes later or earlier than its length says.
+            DataError: The end comes later or earlier than the stream's length says.
         """
-        with generators_of_their_own():
-            goes_on = self._items is not None and next(self._items, _END) is not _END
-        length = _length(self._stream)
-        if goes_on or (length is not None and length != self._pulled_items):
-            after = "goes on" if goes_on else "has ended"
-            raise DataError(
-                f"its length is {length}, and it {after} after {self._pulled_items}",
-                where=f"data set {type(self._stream).__name__}",
-                fix="let `__len__` count what `__iter__` gives, or leave it out and set max_steps",
-            )
+        if self._reading is not None:
+            self._reading.finish()
         self._epoch += 1
-        self._step = self._samples = self._read = self._pulled = self._pulled_items = self._pulled_samples = 0
-        self._stream_state = self._items = None
+        self._step = self._samples = self._read = self._pulled = self._pulled_samples = 0
+        self._stream_state = self._reading = None
         self._has_ended = False
 
     def _state_of_stream(self) -> Any:
@@ -218,14 +203,11 @@ class StreamLoader(Loader):
         if self._pulled == self.steps_per_epoch:
             self._end_epoch()
             return False
-        if self._has_state and not self._must_load:
+        if self._has_state and not self._is_elsewhere:
             self._state_of_stream()
-        with generators_of_their_own():
-            if self._items is None:
-                self._items = self._opened()
-            items = list(self._next_items(self._items, self._pulled_items, self._items_of_step))
+        self._reading = self._reading or self._opened()
+        items = self._reading.take(self._items_of_step)
         if not items:
-            self._require_something()
             self._end_epoch()
             return False
         # What a stream says of its place then is the start of the next epoch, for this one was read to its end.
@@ -238,50 +220,21 @@ class StreamLoader(Loader):
         self._waiting.extend(items if self._gives_batches else self._shares(items))
         self._pulled += 1
         self._pulled_samples += sum(self._sizes)
-        self._pulled_items += len(items)
         return True
 
-    def _next_items(self, items: Iterator[Any], place: int, count: int) -> Iterator[Any]:
-        """Yield the next `count` items, which begin at `place`; what draws random numbers draws those of the place."""
-        together = 1 if self._gives_batches else self._batch_size
-        for start in range(place, place + count, together):
-            seed_global_generators(derive_seed(self._seed, self._epoch, start))
-            yield from islice(items, min(together, place + count - start))
-
-    def _opened(self) -> Iterator[Any]:
-        """Return the stream's iterator, at the position."""
-        loads = self._must_load and self._has_state and self._stream_state is not None
-        self._must_load = False
-        if loads:
-            self._stream.load_state_dict(self._stream_state)
-        seed_global_generators(derive_seed(self._seed, self._epoch))
-        items: Iterator[Any] = iter(self._stream)
-        if loads or not self._step:
-            return items
-        skipped = self._read
-        unit = "batches" if self._gives_batches else "samples"
-        logger.warning(
-            "reading %d %s again to get to where the run was, for %s has no state_dict",
-            skipped,
-            unit,
-            type(self._stream).__name__,
+    def _opened(self) -> Reading:
+        """Return a reading from the position on; the stream is asked to go there only if it stands elsewhere."""
+        state = self._stream_state if self._has_state and self._is_elsewhere else None
+        self._is_elsewhere = False
+        return Reading(
+            self._stream,
+            self._unit,
+            place=self._read,
+            state=state,
+            seed=self._seed,
+            epoch=self._epoch,
+            together=1 if self._gives_batches else self._batch_size,
         )
-        read = sum(1 for _ in self._next_items(items, 0, skipped))
-        if read < skipped:
-            raise DataError(
-                f"{skipped} {unit} had been read, and now there are {read}",
-                where=f"data set {type(self._stream).__name__}",
-                fix="bring back the data that the run began with, or start afresh without the checkpoint",
-            )
-        return items
-
-    def _require_something(self) -> None:
-        if not self._pulled:
-            raise DataError(
-                f"the stream has given nothing in epoch {self._epoch + 1}",
-                where=f"data set {type(self._stream).__name__}",
-                fix="check the data, and let `__iter__` begin anew each time: a generator can be read once only",
-            )
 
     def _shares(self, samples: Sequence[Any]) -> Iterator[Any]:
         """Yield this rank's batch of each micro-batch."""
@@ -301,17 +254,6 @@ class StreamLoader(Loader):
 
 
 _POSITION = ("seed", "epoch", "step", "samples", "read", "batch_size")
-_END = object()
-
-
-def _length(stream: Any) -> int | None:
-    """Return the length of a stream, or None; a DataLoader over a stream without one has a `__len__` that raises."""
-    if not isinstance(stream, Sized):
-        return None
-    try:
-        return len(stream)
-    except TypeError:
-        return None
 
 
 def _count(batch: Any) -> int:
