@@ -88,5 +88,5 @@ def benchmarks(session: nox.Session) -> None:
 def data_benchmarks(session: nox.Session) -> None:
     """Measure reading beside pandas, tensordict, torchdata, webdataset, litdata and Hugging Face datasets."""
     install(session, "train", "tabular", groups=("examples", "data-benchmarks"))
-    for name in ("loader", "tables", "images", "shards"):
+    for name in ("loader", "loader_start", "tables", "images", "shards"):
         session.run("python", f"tests/benchmarks/{name}.py", *session.posargs)
