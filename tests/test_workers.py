@@ -302,3 +302,18 @@ def test_what_is_no_samples_fault_is_not_skipped():
 
     with pytest.raises(RuntimeError, match="equal size"):
         list(make_loader(Ragged(), batch_size=4, on_error="skip", skip_budget=9))
+
+
+def test_batches_for_a_gpu_are_read_into_page_locked_memory(monkeypatch):
+    locked: list[tuple[int, ...]] = []
+
+    def lock(shape, dtype):
+        locked.append(tuple(shape))
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("smkit.data.indexed.page_locked", lock)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    batches = list(make_loader(Slow(8), batch_size=4, pin_memory=True))
+    assert locked == [(4, 1000), (4, 1000)]
+    assert [len(batch) for (batch,) in batches] == [4, 4]
