@@ -278,3 +278,53 @@ def test_two_epochs_of_a_large_table_differ_and_each_row_comes_once(channel, cac
     assert int(epochs[1][:1000].max()) > 60_000
     again = smkit.make_loader(open_dataset(channel, cache_dir=cache), batch_size=1000)
     assert torch.cat([features[:, 0].long() for features, _ in again]).equal(epochs[0]), "whatever is in the cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"a": "x", "label": 1}\n{"a": "\xff", "label": 1}\n', "a.jsonl, line 2: column 'a' is no UTF-8"),
+        ("a.jsonl", b'{"\xff": 1, "label": 1}\n', "a.jsonl, line 1: the name of a column is no UTF-8"),
+        ("a.jsonl", b"{}\n{}\n", "the rows have no columns"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "a.jsonl, line 1: "),
+        ("metadata.jsonl", b"[" * 100_000, "metadata.jsonl cannot be read: "),
+    ],
+)
+def test_text_that_is_damaged_is_named(name, content, message, channel, cache):
+    (channel.path / name).write_bytes(content)
+    if name == "metadata.jsonl":
+        Image.new("RGB", (4, 4)).save(channel.path / "1.png")
+    with pytest.raises(DataError, match=message):
+        next(iter(smkit.make_loader(open_dataset(channel, cache_dir=cache), batch_size=2, shuffle=False)))
+
+
+def test_numbers_beyond_float32_are_infinite(channel, cache):
+    table = pa.table({"a": [1e300, 1.0], "label": [0, 1]})
+    pyarrow.parquet.write_table(table, channel.path / "a.parquet", write_page_checksum=True)
+    [(features, _)] = smkit.make_loader(open_dataset(channel, cache_dir=cache), batch_size=2, shuffle=False)
+    assert features.tolist() == [[float("inf")], [1.0]]
+
+
+def test_a_flipped_bit_in_a_checksummed_page_is_found(channel, cache):
+    file = channel.path / "a.parquet"
+    table = pa.table({"a": np.random.default_rng(0).random(4000), "label": np.zeros(4000, np.int64)})
+    pyarrow.parquet.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"^a.parquet cannot be read"):
+        next(iter(smkit.make_loader(open_dataset(channel, cache_dir=cache), batch_size=2)))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.zeros(3, dtype=torch.uint16), "uint16"),
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.zeros(3, device="meta"), "without data"),
+    ],
+)
+def test_tensors_whose_rows_cannot_be_read_are_refused(tensor, kind, channel):
+    torch.save({"x": tensor}, channel.path / "x.pt")
+    with pytest.raises(DataError, match=f"'x' in x.pt is a tensor that rows cannot be read from: {kind}"):
+        open_dataset(channel)

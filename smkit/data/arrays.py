@@ -137,11 +137,11 @@ READERS = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors, ".pt": _tor
 
 def _tensor(value: object, what: str, where: str) -> Tensor:
     if isinstance(value, Tensor):
-        return value
+        return _readable(value, what, where)
     kind = type(value).__name__
     if isinstance(value, np.ndarray):
         try:
-            return torch.from_numpy(value)
+            return _readable(torch.from_numpy(value), what, where)
         except (TypeError, ValueError):
             kind = f"an array of {value.dtype.str}"
     raise DataError(
@@ -165,3 +165,25 @@ def _in_batch_order(arrays: Mapping[str, Tensor], where: str) -> dict[str, Tenso
 
 def _numbers_by_value(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _readable(tensor: Tensor, what: str, where: str) -> Tensor:
+    """Return a tensor of which rows can be gathered.
+
+    Raises:
+        DataError: They cannot: torch has types and layouts that little can be done with.
+    """
+    kind = "sparse" if tensor.layout is not torch.strided else "without data" if tensor.is_meta else None
+    if kind is None:
+        try:
+            if tensor.dim():
+                tensor[:1].index_select(0, torch.arange(min(1, len(tensor))))
+        except (NotImplementedError, RuntimeError):
+            kind = str(tensor.dtype).removeprefix("torch.")
+        else:
+            return tensor
+    raise DataError(
+        f"{what} is a tensor that rows cannot be read from: {kind}",
+        where=where,
+        fix="save it dense, as integers of int8 to int64, uint8, or floating-point numbers",
+    )

@@ -94,7 +94,7 @@ def _labels_of_table(table: Path, images: set[str], where: str) -> tuple[list[st
     """Return the images in the table's order, and their labels: integers if all of them are."""
     try:
         rows = list(_csv_rows(table) if table.suffix == ".csv" else _json_rows(table))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise _refusal(f"{table.name} cannot be read: {error}", where) from error
     names = [name for name, _ in rows]
     labels = [label for _, label in rows]

@@ -58,11 +58,11 @@ def values_of(opened: Format, block: Block, column: Column, array: Any) -> Value
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
     if column.kind == "real" and isinstance(array, (pa.FloatArray, pa.DoubleArray)):
-        return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
+        return _float32(array)
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
     if column.kind == "text":
-        return _texts(array)
+        return _texts(opened, block, column, array)
     if column.length is not None:
         return _lists(opened, block, column, array)
     if column.kind == "whole":
@@ -79,18 +79,38 @@ def values_of(opened: Format, block: Block, column: Column, array: Any) -> Value
         return np.asarray(numbers.to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_decimal(array.type) or pa.types.is_boolean(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64()) if not pa.types.is_boolean(array.type) else array.cast(pa.int8())
-    return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
+    return _float32(array)
 
 
-def _texts(array: Any) -> Texts:
+def _float32(array: Any) -> Values:
+    """Return numbers as float32; those beyond its range are infinite, as everywhere in torch."""
+    with np.errstate(over="ignore"):
+        return np.asarray(array.to_numpy(zero_copy_only=False), np.float32)
+
+
+def _texts(opened: Format, block: Block, column: Column, array: Any) -> Texts:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     array = pc.fill_null(array.cast(pa.large_string()), "")
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        wrong = (row for row, text in enumerate(array.cast(pa.large_binary())) if not _is_utf8(text.as_py()))
+        what = f"column '{column.name}' is no UTF-8"
+        raise opened.wrong(block, next(wrong, 0), what, "write it as UTF-8 text") from error
     offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
     data = array.buffers()[2]
     text = bytes(memoryview(data)[offsets[0] : offsets[-1]]) if data is not None and len(offsets) else b""
     return Texts(np.diff(offsets), text)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _lists(opened: Format, block: Block, column: Column, array: Any) -> Values:

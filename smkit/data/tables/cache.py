@@ -41,7 +41,7 @@ def default_folder(where: str) -> Path:
     Raises:
         DataError: What is there is not this user's.
     """
-    folder = Path(tempfile.gettempdir()) / "smkit-cache"
+    folder = Path(tempfile.gettempdir()) / f"smkit-cache-{os.geteuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
@@ -139,8 +139,8 @@ class TableCache:
             found = os.statvfs(self._folder)
             if needed > found.f_bavail * found.f_frsize:
                 raise DataError(
-                    f"the parsed table takes {needed / 1e9:.2f} GB, and {self._folder} has "
-                    f"{found.f_bavail * found.f_frsize / 1e9:.2f} GB left",
+                    f"the parsed table takes {needed / 1e6:,.1f} MB, and {self._folder} has "
+                    f"{found.f_bavail * found.f_frsize / 1e6:,.1f} MB left",
                     where=self._where,
                     fix=_FIX,
                 )

@@ -119,7 +119,9 @@ class Parquet(_Columnar):
 
         # Otherwise all of a row group is read into memory before its first row.
         options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False}
-        with parquet.ParquetFile(self.root / self.files[block.file], **options) as opened:
+        with parquet.ParquetFile(
+            self.root / self.files[block.file], page_checksum_verification=True, **options
+        ) as opened:
             yield from opened.iter_batches(_SLICE, row_groups=[block.start], columns=list(names), use_threads=False)
 
     def __getstate__(self) -> dict[str, Any]:

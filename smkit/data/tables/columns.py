@@ -130,6 +130,8 @@ def select(
     if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
         raise DataError(f"two columns are called '{twice[0]}'", where=where, fix="give each column a name of its own")
     by_name = dict(zip(names, available, strict=True))
+    if not names:
+        raise DataError("the rows have no columns", where=where, fix="check what has written the files")
     name = _label(names, label, where, first_is_label=first_is_label)
     for asked in [*([name] if name else []), *(columns or [])]:
         if asked not in by_name:

@@ -34,7 +34,11 @@ class JSONLines(Format):
         if not self.blocks.total:
             raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")
         first = self._read(self.blocks[0], self._texts.read(self.blocks[0]), None)
-        self._types: dict[str, Any] = {field.name: _as_read(field.type) for field in first.schema}
+        try:
+            self._types: dict[str, Any] = {field.name: _as_read(field.type) for field in first.schema}
+        except UnicodeDecodeError as error:
+            what = "the name of a column is no UTF-8"
+            raise self.wrong(self.blocks[0], 0, what, "write the file as UTF-8 text") from error
         self.columns = with_lengths([column_of(name, kind) for name, kind in self._types.items()], first)
 
     def parse(self, block: Block, columns: Sequence[Column]) -> list[Values]:
@@ -74,7 +78,7 @@ class JSONLines(Format):
         for row, line in enumerate(data.split(b"\n")[: block.rows]):
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 what = f"this is no JSON: {error}" if line.strip() else "the line is blank"
                 return self.wrong(block, row, what, "keep one whole object on each line")
             if not isinstance(values, dict):

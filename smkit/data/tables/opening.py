@@ -59,7 +59,7 @@ def open_table(
             libsvm and RecordIO have as label, and else the column called label, labels, y, target or targets.
         columns: Names of the features, in their order; by default all but the label.
         content_type: The channel's; `text/csv;label_size=0` says that there is no label.
-        cache_dir: Where parsed rows are kept; by default `smkit-cache` below the machine's temporary folder.
+        cache_dir: Where parsed rows are kept; by default a folder of this user below the machine's temporary folder.
         where: What an error names as its place.
 
     Raises:
