@@ -200,11 +200,12 @@ def reader(
     collate_fn: Collate | None,
     transform: Transform | None,
     skips: Skips | None,
+    for_workers: bool,
 ) -> Reader | Read:
-    """Return what reads batches of about `samples` samples of `dataset`."""
+    """Return what reads batches of about `samples` samples of `dataset`, here or in worker processes."""
     # A subclass can have its own `__getitem__`, which must not be passed over.
     is_in_memory = type(dataset) in (Arrays, TensorDataset) and collate_fn is None
-    if is_in_memory and transform is None and Arrays.batch_bytes(dataset, samples) <= _SMALL_BATCH:
+    if is_in_memory and transform is None and not for_workers and Arrays.batch_bytes(dataset, samples) <= _SMALL_BATCH:
         return Gather(dataset.tensors)
     if type(dataset) is TensorDataset and collate_fn is None:
         dataset = Arrays({str(number): tensor for number, tensor in enumerate(dataset.tensors)})

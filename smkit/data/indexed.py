@@ -62,7 +62,13 @@ class IndexLoader(Loader):
         plan = sampler.plan
         self._share = max(1, plan.batch_size // plan.gradient_accumulation_steps // plan.world_size)
         self._read = reader(
-            dataset, samples=self._share, seed=sampler.seed, collate_fn=collate_fn, transform=transform, skips=skips
+            dataset,
+            samples=self._share,
+            seed=sampler.seed,
+            collate_fn=collate_fn,
+            transform=transform,
+            skips=skips,
+            for_workers=num_workers > 0,
         )
         self._pool: WorkerPool | None = None
         if isinstance(self._read, Reader):
