@@ -105,9 +105,10 @@ def open_dataset(
     * tar shards as webdataset writes them: `(images, labels)` where a sample is one image and `.cls`, else a dict by
       extension.
 
-    Labels that are text become indices of the sorted `classes`. Text formats are parsed once, while the first epoch
-    reads them, into a cache of this machine that later epochs and runs map into memory; the first epoch is therefore
-    shuffled within windows. So is every epoch of tar shards in a FastFile channel. A channel in Pipe mode is a stream.
+    Labels that are text become indices of the sorted `classes`. Tables are parsed once, while the first epoch reads
+    them, into a cache of this machine that later epochs and runs map into memory; the first epoch of a large one is
+    therefore shuffled within windows. So is every epoch of tar shards in a FastFile channel. A channel in Pipe mode is
+    a stream.
 
     Args:
         channel: What holds the files.
