@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -129,7 +130,7 @@ def open_field(name: str, first: bytes, size: Size | None) -> Field:
         pixels = decode(first, size, None)
         return Pictures(size or (pixels.shape[0], pixels.shape[1]), scales=size is not None)
     if suffix in ("npy", "pt", "pth"):
-        load = _npy if suffix == "npy" else _torch
+        load = NumpyLoader(first) if suffix == "npy" else _torch
         value = load(first)
         return Stacked(load, value) if isinstance(value, Tensor) else Values(load, "values")
     if suffix in _TEXTS:
@@ -153,8 +154,30 @@ def _described(value: Any) -> str:
     return describe(value.shape, value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _npy(content: bytes) -> Tensor:
-    return torch.from_numpy(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
+class NumpyLoader:
+    """Reads arrays, those with the header of the first one without parsing it again.
+
+    numpy parses a header as Python, which CPython 3.11 cannot do in several threads at once: "AST constructor recursion
+    depth mismatch" (python/cpython#106905).
+    """
+
+    def __init__(self, first: bytes) -> None:
+        file = io.BytesIO(first)
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        self._size = file.tell()
+        self._header = first[: self._size - array.nbytes]
+        self._shape, self._dtype = array.shape, array.dtype
+        self._order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+
+    def __call__(self, content: bytes) -> Tensor:
+        if len(content) == self._size and content.startswith(self._header):
+            numbers = np.frombuffer(bytearray(content), self._dtype, offset=len(self._header))
+            return torch.from_numpy(numbers.reshape(self._shape, order=self._order))
+        with _ONE_HEADER_AT_A_TIME:
+            return torch.from_numpy(np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
+
+
+_ONE_HEADER_AT_A_TIME = threading.Lock()
 
 
 def _torch(content: bytes) -> Any:
