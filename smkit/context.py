@@ -204,10 +204,14 @@ class TrainingContext(PlatformFacts, Generic[HP]):
             Place(self.current_host, self.rank, self.world_size, self.local_rank, self.local_world_size),
             is_sharded=found is not None and found.s3_distribution == "ShardedByS3Key",
             where=f"channel '{channel}'",
-            batch_size=batch_size or self.hp.batch_size,
+            batch_size=self.hp.batch_size if batch_size is None else batch_size,
             seed=self.hp.seed,
             shuffle=shuffle,
-            gradient_accumulation_steps=gradient_accumulation_steps or self.hp.gradient_accumulation_steps,
+            gradient_accumulation_steps=(
+                self.hp.gradient_accumulation_steps
+                if gradient_accumulation_steps is None
+                else gradient_accumulation_steps
+            ),
             workers=workers,
             num_workers=num_workers,
             transform=transform,

@@ -67,6 +67,8 @@ def test_a_context_opens_a_channel_as_batches(tmp_path):
     assert [batch.tolist() for batch in own] == [[1, 2, 3]]
     built = context.dataloader("train", build_dataset=lambda channel: [channel.name] * 2)
     assert list(built) == [["train", "train"]]
+    with pytest.raises(ConfigurationError, match="0 is out of range"):
+        context.dataloader("train", batch_size=0)
     with pytest.raises(DataError, match="there is no channel 'test'"):
         context.dataloader("test")
 
