@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 from dataclasses import dataclass
@@ -327,4 +328,11 @@ def test_a_flipped_bit_in_a_checksummed_page_is_found(channel, cache):
 def test_tensors_whose_rows_cannot_be_read_are_refused(tensor, kind, channel):
     torch.save({"x": tensor}, channel.path / "x.pt")
     with pytest.raises(DataError, match=f"'x' in x.pt is a tensor that rows cannot be read from: {kind}"):
+        open_dataset(channel)
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(channel):
+    (channel.path / "rows.csv").write_bytes(csv())
+    os.mkfifo(channel.path / "more.csv")
+    with pytest.raises(DataError, match=r"more.csv cannot be read: it is neither a file nor a folder"):
         open_dataset(channel)

@@ -156,6 +156,17 @@ def test_workers_stay_from_one_epoch_to_the_next_and_a_pass_can_be_given_up():
     assert sorted(number for batch, _ in seen for number in batch.tolist()) == list(range(12))
 
 
+def test_a_second_pass_ends_the_first_one_for_workers_serve_one_at_a_time():
+    loader = make_loader(Numbers(), batch_size=3, workers="process", num_workers=1)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    next(second)
+    with pytest.raises(DataError, match="another pass over the same loader has begun"):
+        next(first)
+    assert len(numbers(second)) == 9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,6 +6,7 @@ This room does not open an image; `smkit.data.images` does.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections import Counter
@@ -36,7 +37,9 @@ def list_files(folder: Path, is_data: Callable[[str], bool], where: str) -> list
         return sorted(_files(str(folder), "", is_data))
     except OSError as error:
         raise DataError(
-            f"{error.filename} cannot be read: {error.strerror}", where=where, fix="give this process access to it"
+            f"{error.filename} cannot be read: {error.strerror}",
+            where=where,
+            fix="give this process access to it, or take it away",
         ) from error
 
 
@@ -49,8 +52,10 @@ def _files(folder: str, prefix: str, is_data: Callable[[str], bool]) -> Iterator
                 path = f"{prefix}{entry.name}"
                 if entry.is_dir():
                     yield from _files(entry.path, f"{path}/", is_data)
-                else:
+                elif entry.is_file() or entry.is_symlink():
                     yield path
+                else:
+                    raise OSError(errno.EINVAL, "it is neither a file nor a folder", entry.path)
     if is_empty:
         yield f"{prefix} (empty)"
 

@@ -48,7 +48,8 @@ def make_loader(
 
     A batch is one indexed read where the data set allows it: what `open_dataset` returns, torch's `TensorDataset`, and
     any data set with `__getitems__(indices)`. Others are read a sample at a time. What a data set of yours draws from
-    the generators of Python, numpy or torch depends on the seed, the epoch and the sample alone.
+    the generators of Python, numpy or torch depends on the seed, the epoch and the sample alone, if it draws in one of
+    its first 16 reads (one, where a thread reads): one that does not is taken for one that never draws.
 
     An iterable data set is read from front to end: `shuffle` has no say, every rank reads all of it, and a resume asks
     its `load_state_dict`, or reads again what was read. A DataLoader of your own decides its batches and their order:

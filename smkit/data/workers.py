@@ -47,6 +47,7 @@ class WorkerPool:
         self._requests = _Requests()
         self._pinned = pinned
         self._loader: DataLoader[Any] | None = None
+        self._pass = 0
 
     def batches(self, indices: Iterator[Tensor], epoch: int, samples: int) -> Iterator[Any]:
         """Return the batches of `indices`, in order.
@@ -75,7 +76,22 @@ class WorkerPool:
                 where="workers",
                 fix="keep lambdas, local classes and open files out of the data set, or do without workers='process'",
             ) from error
-        return map(self._opened, answers)
+        self._pass += 1
+        return self._answered(answers, self._pass)
+
+    def _answered(self, answers: Iterator[Any], number: int) -> Iterator[Any]:
+        """Yield the batches of a pass, unless another one has begun: the workers answer one at a time."""
+        while True:
+            if number != self._pass:
+                raise DataError(
+                    "another pass over the same loader has begun, and its worker processes serve one at a time",
+                    where="workers",
+                    fix="finish one pass before the next, or make a loader for each",
+                )
+            answer = next(answers, None)
+            if answer is None:
+                return
+            yield self._opened(answer)
 
     def _started(self, samples: int) -> DataLoader[Any]:
         sent = pickle.dumps(self._reader)

@@ -42,8 +42,12 @@ def default_folder(where: str) -> Path:
         DataError: What is there is not this user's.
     """
     folder = Path(tempfile.gettempdir()) / f"smkit-cache-{os.geteuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}", where=where, fix=_FIX) from error
     found = folder.lstat()
     if folder.is_symlink() or not folder.is_dir() or found.st_uid != os.geteuid():
         raise DataError(
@@ -233,7 +237,7 @@ class TableCache:
                 self._maps = [self._map(0)]
                 return True
             reason = "it is not what its manifest says"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = str(error)
         _log.warning("%s: the cache %s is damaged and made anew: %s", self._where, self._published, reason)
         self.close()
@@ -245,10 +249,13 @@ class TableCache:
         """Return a new folder that is locked as long as this process lives."""
         while True:
             folder = Path(tempfile.mkdtemp(_PRIVATE, f"{self._published.name}.", self._folder))
-            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # Another process has taken it for an abandoned one, and can do so until it is locked.
+                continue
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Between the two lines above another process can have taken the folder for an abandoned one.
                 if os.path.samestat(os.fstat(descriptor), folder.stat()):
                     self._descriptors = [descriptor]
                     return folder
