@@ -60,7 +60,7 @@ ALLOWED = {
         *("data.tables.blocks", "data.tables.columns", "data.tables.decimals", "data.tables.formats"),
         *("data.threads", "errors"),
     },
-    "data.tables.lines": {"data.tables.blocks", "data.tables.columns", "data.tables.formats", "errors"},
+    "data.tables.lines": {"data.tables.blocks", "data.tables.columns", "data.tables.formats"},
     "data.tables.recordio": {
         *("data.record_message", "data.tables.blocks", "data.tables.columns", "data.tables.formats", "errors"),
     },

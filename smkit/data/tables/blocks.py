@@ -125,6 +125,20 @@ class TextFiles:
             )
         return data
 
+    def blocks_of_lines(self, unit: str) -> Blocks:
+        """Return the blocks of files whose every line is a row, called `unit`.
+
+        Raises:
+            DataError: There is none.
+        """
+        files = range(len(self.files))
+        blocks = self.blocks([self.after_mark(file) for file in files], [False] * len(files), [1] * len(files))
+        if not blocks.total:
+            raise DataError(
+                f"the files hold no {unit}", where=self.where, fix="check that the channel has arrived whole"
+            )
+        return blocks
+
     def blocks(self, starts: Sequence[int], quoted: Sequence[bool], lines: Sequence[int]) -> Blocks:
         """Return the blocks of all files; blank lines at the end of a file are no rows.
 

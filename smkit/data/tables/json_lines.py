@@ -29,10 +29,7 @@ class JSONLines(Format):
         super().__init__(root, files, where)
         load("pyarrow.json", "JSON lines", where)
         self._texts = TextFiles(root, files, where)
-        starts = [self._texts.after_mark(file) for file in range(len(files))]
-        self.blocks = self._texts.blocks(starts, [False] * len(files), [1] * len(files))
-        if not self.blocks.total:
-            raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")
+        self.blocks = self._texts.blocks_of_lines("rows")
         first = self._read(self.blocks[0], self._texts.read(self.blocks[0]), None)
         try:
             self._types: dict[str, Any] = {field.name: _as_read(field.type) for field in first.schema}

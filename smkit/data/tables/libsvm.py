@@ -52,10 +52,7 @@ class LibSVM(Format):
     def __init__(self, root: Path, files: Sequence[str], where: str) -> None:
         super().__init__(root, files, where)
         self._texts = TextFiles(root, files, where)
-        starts = [self._texts.after_mark(file) for file in range(len(files))]
-        self.blocks = self._texts.blocks(starts, [False] * len(files), [1] * len(files))
-        if not self.blocks.total:
-            raise DataError("the files hold no rows", where=where, fix="check that the channel has arrived whole")
+        self.blocks = self._texts.blocks_of_lines("rows")
         with ThreadPoolExecutor(usable_cores()) as pool:
             seen = list(pool.map(self._bounds, range(len(self.blocks))))
         self._base = 0 if any(least == 0 for least, _, _ in seen) else 1

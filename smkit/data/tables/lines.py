@@ -8,7 +8,6 @@ from pathlib import Path
 from smkit.data.tables.blocks import Block, TextFiles
 from smkit.data.tables.columns import Column, Values
 from smkit.data.tables.formats import Format, texts_of
-from smkit.errors import DataError
 
 
 class Lines(Format):
@@ -25,10 +24,7 @@ class Lines(Format):
     def __init__(self, root: Path, files: Sequence[str], where: str) -> None:
         super().__init__(root, files, where)
         self._texts = TextFiles(root, files, where)
-        starts = [self._texts.after_mark(file) for file in range(len(files))]
-        self.blocks = self._texts.blocks(starts, [False] * len(files), [1] * len(files))
-        if not self.blocks.total:
-            raise DataError("the files hold no lines", where=where, fix="check that the channel has arrived whole")
+        self.blocks = self._texts.blocks_of_lines("lines")
 
     def parse(self, block: Block, columns: Sequence[Column]) -> list[Values]:
         """Return the lines of a block, for each of `columns`."""
