@@ -41,7 +41,7 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
-    install(session, "train", "local", "tabular", groups=("test", "examples"))
+    install(session, "train", "launch", "local", "tabular", groups=("test", "aws", "examples"))
     session.run("python", "-m", "pytest", "--cov", "--cov-report=term", *session.posargs)
 
 
@@ -49,7 +49,7 @@ def tests(session: nox.Session) -> None:
 def portable(session: nox.Session) -> None:
     """Run what needs no torch: settings, context, launching."""
     install(session, groups=("test",))
-    session.run("python", "-m", "pytest", "-m", "not train and not toolkit", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "not train and not toolkit and not aws", *session.posargs)
 
 
 @nox.session(python="3.11")
@@ -69,7 +69,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    install(session, "train", "tabular", groups=("types", "examples"))
+    install(session, "train", "launch", "tabular", groups=("types", "examples"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
     for settings in sorted(Path("examples").glob("*/settings.py")):

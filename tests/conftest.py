@@ -11,10 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
 
-# Without torch, the modules that are about the training wing cannot even be imported.
-if importlib.util.find_spec("torch") is None:
-    _modules = Path(__file__).parent.glob("test_*.py")
-    collect_ignore = [path.name for path in _modules if "\npytestmark = pytest.mark.train\n" in path.read_text()]
+# Without their libraries, the modules that are about a wing cannot even be imported.
+_WINGS = {"train": "torch", "aws": "moto"}
+_missing = [mark for mark, library in _WINGS.items() if importlib.util.find_spec(library) is None]
+collect_ignore = [
+    path.name
+    for path in Path(__file__).parent.glob("test_*.py")
+    if any(f"\npytestmark = pytest.mark.{mark}\n" in path.read_text() for mark in _missing)
+]
 
 
 @pytest.fixture(scope="session")

@@ -133,14 +133,23 @@ ALLOWED = {
         *("preflight", "progress", "randomness", "report", "run_state", "start_table", "stopping", "validation"),
     },
     # launch wing
+    "inputs": set(),
+    "launch_arguments": {"contract", "hyperparameters", "inputs"},
+    # what travels as code
+    "source": set(),
+    # jobs, wherever they run
     "job": {"errors"},
+    "plan": {"job"},
+    # jobs on SageMaker
+    "cloud": set(),
+    # jobs on this machine
     "hosts": {"contract"},
     "local": {"contract", "errors", "hosts", "job"},
     "launcher": {"contract", "errors", "hyperparameters", "job", "local", "wire"},
 }
 _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
-TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("job")]]
+TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
     "torch": set(TRAINING),
     "PIL": {"data.pixels"},

@@ -1,0 +1,105 @@
+"""What a caller of `launch` wrote, as one value with launch's own words; and what is wrong with it wherever it runs.
+
+This room knows neither this machine nor SageMaker: what only one of the two refuses is said there.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smkit import contract
+from smkit.inputs import Input
+
+if TYPE_CHECKING:
+    from smkit.hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchArguments:
+    """The arguments of `launch`, each under its own name; see there for what they mean."""
+
+    entry: str
+    source_dir: str | Path
+    instance_type: str | Sequence[str]
+    instance_count: int
+    processes_per_host: int | None
+    inputs: Mapping[str, str | Path | Input]
+    hyperparameters: Hyperparameters | Mapping[str, object] | None
+    environment: Mapping[str, str]
+    name: str | None
+    role: str | None
+    profile_name: str | None
+    session: Any
+    region: str | None
+    bucket: str | None
+    image_uri: str | None
+    framework_version: str | None
+    py_version: str | None
+    spot: bool
+    max_hours: float
+    checkpoint_uri: str | None
+    keep_alive_minutes: int
+    retries: int
+    graceful_stop: bool
+    metrics: Sequence[str]
+    tags: Mapping[str, str]
+    vendor: str
+    allow_secrets: Sequence[str]
+    request: Mapping[str, Any]
+    output_dir: str | Path
+    checkpoint_dir: str | Path | None
+
+    @property
+    def instance_types(self) -> Sequence[str]:
+        """The instance types in the order of preference."""
+        return [self.instance_type] if isinstance(self.instance_type, str) else list(self.instance_type)
+
+    @property
+    def source_folder(self) -> Path:
+        return absolute(self.source_dir)
+
+
+def absolute(path: str | Path) -> Path:
+    """Return a path as it is meant by a user of a shell: from the current folder, `~` expanded, links kept."""
+    return Path(path).expanduser().absolute()
+
+
+def new_name(entry: str) -> str:
+    """Return a job name that is valid and new: the script's, the time in milliseconds and six random digits."""
+    now = datetime.now(timezone.utc)
+    end = f"-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}{secrets.token_hex(3)}"
+    script = re.sub(r"[^A-Za-z0-9]+", "-", Path(entry).stem)[: 63 - len(end)].strip("-")
+    return (script or "job") + end
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def common_problems(arguments: LaunchArguments) -> Iterator[str]:
+    """Say what is wrong with the arguments wherever the job runs."""
+    if arguments.instance_count < 1:
+        yield f"instance_count {arguments.instance_count}: at least 1"
+    processes = arguments.processes_per_host
+    if processes is not None and processes < 1:
+        yield f"processes_per_host {processes}: at least 1"
+    elif processes is not None and processes > 1 and not arguments.entry.endswith(".py"):
+        yield f"processes_per_host {processes}: torchrun starts Python scripts only, and not '{arguments.entry}'"
+    if arguments.name is not None and not contract.JOB_NAME.fullmatch(arguments.name):
+        yield f"name '{arguments.name}': 1 to 63 letters, digits and '-', and neither end is '-'"
+    yield from _environment_problems(arguments.environment)
+
+
+def _environment_problems(environment: Mapping[str, object]) -> Iterator[str]:
+    for name, value in environment.items():
+        if not _VARIABLE.fullmatch(name):
+            yield f"environment '{name}': a name has letters, digits and '_', and starts with no digit"
+        elif name.startswith(("SM_", "SAGEMAKER_")):
+            yield f"environment '{name}': names that start with SM_ or SAGEMAKER_ belong to the platform"
+        if not isinstance(value, str) or "\0" in value:
+            yield f"environment '{name}': a value is a text without NUL characters, not {value!r}"
