@@ -135,6 +135,8 @@ ALLOWED = {
     # launch wing
     "inputs": set(),
     "launch_arguments": {"contract", "hyperparameters", "inputs"},
+    "supervisor_program": set(),
+    "supervisor": set(),
     # what travels as code
     "source": set(),
     # jobs, wherever they run
