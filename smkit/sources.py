@@ -165,12 +165,8 @@ def _merged_mapping(words: Sequence[str], annotation: Any) -> dict[str, Any]:
 def config_layer(file: Path, options: Options, problems: list[str]) -> Layer:
     """Return what a config file says: JSON, TOML or YAML by its ending; also one saved beside a model."""
     label = f"config file {printable(str(file))}"
-    content = _read_config(file, label, problems)
-    if isinstance(content.get("hyperparameters"), dict) and isinstance(content.get("origins"), dict):
-        content = content["hyperparameters"]
     values: dict[str, Any] = {}
-    content = {str(name): value for name, value in content.items()}
-    for option, _, value in _recognised(content, options, label, problems):
+    for option, _, value in _recognised(read_config(file, label, problems), options, label, problems):
         if isinstance(value, str):
             # YAML reads 1e-4 as a text; a text that a field does not take is read as on the command line.
             _note(values, option, label, problems, _reader(decode_job_value, value, None, option.annotation))
@@ -179,7 +175,18 @@ def config_layer(file: Path, options: Options, problems: list[str]) -> Layer:
     return Layer(label, _by_leaf(values, options, label, problems))
 
 
-def _read_config(file: Path, label: str, problems: list[str]) -> dict[str, Any]:
+def read_config(file: Path, label: str, problems: list[str]) -> dict[str, Any]:
+    """Return what a JSON, TOML or YAML file holds, or the settings in one saved beside a model.
+
+    Problems begin with `label`.
+    """
+    content = _read_object(file, label, problems)
+    if isinstance(content.get("hyperparameters"), dict) and isinstance(content.get("origins"), dict):
+        content = content["hyperparameters"]
+    return {str(name): value for name, value in content.items()}
+
+
+def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
     readers: dict[str, Callable[[str], Any]] = {
         ".json": json.loads,
         ".toml": _load_toml,
