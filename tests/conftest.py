@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,17 @@ def environment_is_left_as_it_was() -> Iterator[None]:
 def _environment() -> dict[str, str]:
     # scikit-learn sets KMP_* and torch's compiler TORCH*, when they are imported.
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "KMP_", "TORCH"))}
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Measure no coverage in a test that lets a signal raise (Ctrl-C), nor in the processes that it starts.
+
+    At each call of a measured function coverage's tracer locks and unlocks its data in Python code. An exception that a
+    signal raises just there leaves the lock locked, and the next call of such a function waits for ever.
+    """
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)

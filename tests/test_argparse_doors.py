@@ -14,6 +14,7 @@ import pytest
 import runtimes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import SECONDS
 
 import smkit
 
@@ -235,7 +236,9 @@ def run_script(here: Path, texts: Mapping[str, str], start: runtimes.Runtime) ->
     started = start(here, texts)
     clean = {name: text for name, text in os.environ.items() if not name.startswith(("SM_", "SAGEMAKER_"))}
     command = [sys.executable, "train.py", *started.argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=here, env=clean | started.env, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=here, env=clean | started.env, check=False, timeout=SECONDS
+    )
 
 
 def test_argparses_own_refusal_is_in_the_failure_file_with_the_complaint_first(here: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lines import Batch, LineTrainer, Run, weights
+from patience import SECONDS, patient_with
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
@@ -357,7 +358,11 @@ def test_an_error_in_a_worker_is_named_first_in_the_failure_file(tmp_path: Path)
 def test_a_process_without_stdout_or_stderr_trains_and_reports_all_the_same(closing: str, tmp_path: Path) -> None:
     command = " ".join(script(tmp_path)) + f" --epochs 2 {closing}>&-"
     done = subprocess.run(
-        ["sh", "-c", command], check=False, capture_output=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        ["sh", "-c", command],
+        check=False,
+        capture_output=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        timeout=SECONDS,
     )
     assert done.returncode == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
@@ -366,12 +371,14 @@ def test_a_process_without_stdout_or_stderr_trains_and_reports_all_the_same(clos
 def test_a_stop_that_reaches_the_workers_too_saves_all_the_same(tmp_path: Path) -> None:
     item = "import time; time.sleep(0.02); return index"
     command = [*script(tmp_path, workers=2, item=item), "--epochs", "50", "--batch-size", "4", "--log-every-steps", "1"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen(command, **pipes, text=True, start_new_session=True) as process,
+        patient_with(process),
+    ):
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate()
     assert process.returncode == 143, said
     assert "is saved in" in said

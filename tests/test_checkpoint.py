@@ -26,6 +26,7 @@ import torch
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import patient_with
 
 from smkit.checkpoint import CheckpointStore
 from smkit.errors import CheckpointError, ConfigurationError
@@ -553,7 +554,10 @@ def test_after_kill_9_the_last_durable_checkpoint_or_a_newer_one_is_whole(tmp_pa
     torn = durable = 0
     command = [sys.executable, "-c", CHILD, str(store)]
     root = Path(__file__).parent.parent
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as child:
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as child,
+        patient_with(child),
+    ):
         assert child.stdin is not None
         assert child.stdout is not None
         for _ in range(25):

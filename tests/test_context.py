@@ -18,6 +18,7 @@ import pytest
 import runtimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import SECONDS
 from pydantic import BaseModel, Field, SecretStr, ValidationError, computed_field
 
 import smkit
@@ -469,7 +470,7 @@ def run_script(here: Path, *argv: str, env: Mapping[str, str] | None = None) -> 
     clean = {name: text for name, text in os.environ.items() if not name.startswith(("SM_", "SAGEMAKER_"))}
     env = {**clean, "COLUMNS": "100", **(env or {})}
     command = [sys.executable, "train.py", *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=here, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=here, env=env, check=False, timeout=SECONDS)
 
 
 def test_help_is_printed_with_types_defaults_bounds_and_descriptions(here: Path) -> None:
@@ -524,7 +525,8 @@ def test_importing_and_building_read_nothing(here: Path) -> None:
         assert (str(context.model_dir), context.hosts, context.rank) == ("m", ("localhost",), 0)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), "--nope"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env={**os.environ, **poison}, check=False)
+    env = {**os.environ, **poison}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, env=env, check=False, timeout=SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -565,7 +567,7 @@ def test_a_context_can_be_pickled_and_copied_to_another_process(here: Path) -> N
         print(context.hp.layers, type(context).__name__, context.channel("train").path)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=here, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here, check=True, timeout=SECONDS)
     assert done.stdout == "[1, 2] TrainingContext[Settings] .\n"
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import SECONDS
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -17,7 +18,7 @@ BLOCKS = re.findall(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", README, re
 
 
 def run(*command: str, cwd: Path, status: int = 0) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -157,6 +158,7 @@ def test_a_python_snippet_of_the_readme_runs(code: str, here: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import SECONDS, patient_with
 
 import smkit
 from smkit.errors import JobError
@@ -25,7 +27,7 @@ from smkit.local import LocalJobs
 pytestmark = pytest.mark.toolkit
 
 Start = Callable[..., Job]
-InAProcess = Callable[..., "subprocess.Popen[str]"]
+InAProcess = Callable[..., contextlib.AbstractContextManager["subprocess.Popen[str]"]]
 
 
 @pytest.fixture
@@ -370,7 +372,8 @@ def test_of_several_failed_hosts_the_first_gives_the_reason(start: Start) -> Non
         entry="train.sh",
         instance_count=2,
     )
-    while processes_of(job):
+    deadline = time.monotonic() + SECONDS
+    while processes_of(job) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert job.failure_reason == "failure of 127.0.0.2"
 
@@ -427,21 +430,27 @@ def test_stopping_an_ended_job_changes_nothing(finished: tuple[Job, dict[str, An
 
 
 @pytest.fixture
-def launch_in_a_process(tmp_path: Path, no_torch: dict[str, str]) -> Iterator[InAProcess]:
+def launch_in_a_process(tmp_path: Path, no_torch: dict[str, str], unmeasured: None) -> Iterator[InAProcess]:
     """Launch the job `job` below `tmp_path` from a process of its own; stop what still runs at the end."""
 
-    def launch_in_a_process(script: str, *, wait: bool) -> subprocess.Popen[str]:
+    @contextlib.contextmanager
+    def launch_in_a_process(script: str, *, wait: bool) -> Iterator[subprocess.Popen[str]]:
         write(tmp_path / "code/train.py", script)
         arguments = {"source_dir": str(tmp_path / "code"), "output_dir": str(tmp_path), "name": "job", "wait": wait}
         program = f"from smkit.launcher import launch; launch('train.py', instance_type='local', **{arguments})"
-        return subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=Path(smkit.__file__).parents[1],
-            env=os.environ | no_torch,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with (
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=Path(smkit.__file__).parents[1],
+                env=os.environ | no_torch | {"PYTHONFAULTHANDLER": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            ) as launcher,
+            patient_with(launcher),
+        ):
+            yield launcher
+            launcher.wait()
 
     yield launch_in_a_process
     Job("job", LocalJobs(tmp_path)).stop(grace_seconds=0)
@@ -458,9 +467,9 @@ def test_ctrl_c_stops_the_job_and_says_so(tmp_path: Path, launch_in_a_process: I
         assert any(line == "ready\n" for line in launcher.stderr)
         press_ctrl_c(launcher)
         errors = launcher.stderr.read()
+    assert launcher.returncode == -signal.SIGINT, errors
     log = tmp_path / "job/algo-1/log.txt"
     assert f"stopping job 'job', Ctrl-C again to kill it; its log: {log}" in errors.splitlines()
-    assert launcher.returncode == -signal.SIGINT
     assert (tmp_path / "job/algo-1/output/data/saved").exists()
     assert Job("job", LocalJobs(tmp_path)).status == "Stopped"
     assert processes_below(tmp_path) == []
@@ -472,8 +481,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_script(tmp_path: Path, launch_in_
         for sign in ("ready", "stopping job"):
             assert any(line.startswith(sign) for line in launcher.stderr)
             press_ctrl_c(launcher)
-        launcher.stderr.read()
-    assert launcher.returncode == -signal.SIGINT
+        errors = launcher.stderr.read()
+    assert launcher.returncode == -signal.SIGINT, errors
     assert Job("job", LocalJobs(tmp_path)).status == "Stopped"
     assert processes_below(tmp_path) == []
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import SECONDS, patient_with
 
 import smkit
 from smkit import contract
@@ -61,10 +62,11 @@ def test_a_record_is_one_write_to_stdout() -> None:
     os.close(writing)
     # An unbuffered child: whatever one read of the pipe returns begins and ends with whole lines.
     pieces = []
-    while piece := os.read(reading, 65536):
-        pieces.append(piece)
-    os.close(reading)
-    assert process.wait() == 0
+    with patient_with(process):
+        while piece := os.read(reading, 65536):
+            pieces.append(piece)
+        os.close(reading)
+        assert process.wait() == 0
     assert b"".join(pieces) == b"[metrics] step=1 epoch=1 a=1 b=2\n[metrics] step=2 epoch=1 c=3\n"
     assert all(piece.endswith(b"\n") for piece in pieces)
 
@@ -75,7 +77,7 @@ def test_a_reader_that_has_gone_away_does_not_end_the_run() -> None:
         "log.write(1, 1, {'a': 1}); log.write(2, 1, {'a': 1}); os.write(2, b'went on')\n"
         "os._exit(0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=SECONDS)
     assert done.stderr == b"went on"
 
 

@@ -249,7 +249,7 @@ def test_leaving_early_closes_the_pipe_and_frees_the_writer(tmp_path, send, leav
     assert writer.outcome == "broken"
 
 
-def test_waiting_for_a_writer_is_said_aloud_and_can_be_interrupted(tmp_path, monkeypatch, caplog):
+def test_waiting_for_a_writer_is_said_aloud_and_can_be_interrupted(tmp_path, monkeypatch, caplog, unmeasured):
     os.mkfifo(tmp_path / "train_0")
     monkeypatch.setattr(pipes, "_LOG_AFTER", 0.05)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import SECONDS, patient_with
 
 from smkit import contract
 
@@ -22,7 +23,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
 
 def rounds(channels: Path, run_dir: Path, *, kills: int = 0, seconds: float = 0, seed: int = 0) -> dict[str, Any]:
     command = [sys.executable, str(ROUNDS), str(channels), str(run_dir), str(kills), str(seconds), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -111,11 +112,11 @@ def start(channels: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:
 def test_asked_to_stop_it_saves_the_step_and_leaves_with_a_status_that_is_no_success(
     number: signal.Signals, status: int, digits: Path, tmp_path: Path
 ) -> None:
-    process = start(digits, tmp_path / "run")
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.send_signal(number)
-    _, text = process.communicate(timeout=60)
+    with start(digits, tmp_path / "run") as process, patient_with(process):
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        _, text = process.communicate()
     assert process.returncode == status, text
     assert "Traceback" not in text
     manifest = json.loads((newest_checkpoint(tmp_path / "run") / "manifest.json").read_text())

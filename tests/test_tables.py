@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import SECONDS
 
 import smkit.data.tables.blocks
 import smkit.data.tables.table
@@ -556,7 +557,8 @@ read = open_table(folder, ["a.csv"], "csv", where="x", cache_dir=folder / "cache
 read.__getitems__([0])
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=SECONDS)
+    assert done.returncode == -signal.SIGKILL
     (left,) = (tmp_path / "cache").iterdir()
     other = opened(tmp_path)
     check_rows(other, [5])

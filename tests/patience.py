@@ -1,0 +1,26 @@
+"""No test waits for a process for ever: one that goes on for too long is made to say where it is, and dies of it."""
+
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+SECONDS = 240.0
+"""Longer than anything here takes on a busy machine, and less than pytest's own patience, which ends the whole run."""
+
+
+@contextlib.contextmanager
+def patient_with(process: subprocess.Popen[Any], seconds: float = SECONDS) -> Iterator[None]:
+    """End `process` after this long, so that reading what it writes and waiting for it come to an end.
+
+    It dies of SIGABRT: a Python process started with PYTHONFAULTHANDLER=1 writes its stack to stderr before.
+    """
+    timer = threading.Timer(seconds, process.send_signal, (signal.SIGABRT,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
