@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from smkit.job import Job as Job
     from smkit.launcher import launch as launch
     from smkit.metrics import MetricLog as MetricLog
+    from smkit.secret_references import read_secret as read_secret
     from smkit.trainer import Trainer as Trainer
 
     __version__: str
@@ -52,6 +53,7 @@ else:
         "make_loader": "data.loader",
         "open_dataset": "data.layouts",
         "parse_args": "argparse_doors",
+        "read_secret": "secret_references",
     }
     _TRAINING_LIBRARIES = ("torch", "numpy", "safetensors", "tensorboard", "xxhash", "simplejpeg", "PIL")
 

@@ -22,7 +22,8 @@ from smkit.arguments import Option, help_text, options_of, parse, without_echo
 from smkit.errors import ConfigurationError, DataError
 from smkit.facts import Channel, Platform, PlatformFacts, Texts
 from smkit.hyperparameters import Hyperparameters, freeze
-from smkit.settings import resolve
+from smkit.secret_references import look_up
+from smkit.settings import resolve, with_secrets
 from smkit.sources import (
     JobValues,
     Layer,
@@ -94,7 +95,8 @@ class TrainingContext(PlatformFacts, Generic[HP]):
 
         Hyperparameters come from, later wins: the class's defaults, `--config` files, the job's hyperparameters
         (hyperparameters.json, else `SM_HPS`), the command line, `overrides`. Off SageMaker the folders are made
-        in `--run-dir`, by default `runs/<script>-<time>`.
+        in `--run-dir`, by default `runs/<script>-<time>`. A secret (`pydantic.SecretStr`) that is a reference,
+        'secretsmanager:NAME', 'secretsmanager:NAME#KEY' or 'ssm:NAME', is read from AWS.
 
         Args:
             settings: The script's subclass of `Hyperparameters`.
@@ -282,6 +284,8 @@ def _read(
         problems += [f"command line: {problem}" for problem in given.problems]
         resolved = resolve(settings, options, _layers(options, given.texts, job, overrides, problems))
         values = platform.read(given.texts)
+        if not problems:
+            resolved = with_secrets(resolved, lambda text: look_up(text, platform.variables))
     except RecursionError as error:
         raise ConfigurationError(
             "a value is nested too deeply",

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import TypeVar
 
 from smkit.annotations import choices, is_secret, members, nested_model
 from smkit.arguments import Option, OptionIndex, default_of, type_text
-from smkit.hyperparameters import Hyperparameters
+from smkit.errors import ConfigurationError
+from smkit.hyperparameters import Hyperparameters, freeze
 from smkit.sources import Layer, Options
 
 H = TypeVar("H", bound=Hyperparameters)
@@ -51,6 +52,44 @@ def resolve(settings: type[H], options: Options, layers: Iterable[Layer]) -> Res
         return Resolved(None, origins, _explain(error, values, origins, options))
     leaves = [name for name in options if not any(other.startswith(f"{name}.") for other in options)]
     return Resolved(resolved, {name: _origin(name, origins) for name in leaves}, ())
+
+
+def with_secrets(resolved: Resolved[H], look_up: Callable[[str], str]) -> Resolved[H]:
+    """Return the outcome with every secret replaced by what `look_up` makes of its text, a reference to it or itself.
+
+    The class has checked the references: what is looked up is for it to carry, not to judge.
+    """
+    settings = resolved.settings
+    if settings is None or not is_secret(type(settings)):
+        return resolved
+    problems: list[str] = []
+
+    def replaced(value: Any, name: str) -> Any:
+        if isinstance(value, (SecretStr, SecretBytes)):
+            try:
+                return _looked_up(value, look_up)
+            except ConfigurationError as error:
+                problems.append(f"{_source(name, resolved.origins)}: {name}: {error.what}; {error.fix}")
+        elif isinstance(value, BaseModel):
+            items = {key: replaced(item, f"{name}.{key}" if name else key) for key, item in value.__dict__.items()}
+            return value.model_copy(update={key: items[key] for key in items if items[key] is not value.__dict__[key]})
+        elif isinstance(value, dict):
+            return {key: replaced(item, name) for key, item in value.items()}
+        elif isinstance(value, (list, tuple)):
+            return type(value)(replaced(item, name) for item in value)
+        return value
+
+    found = freeze(replaced(settings, ""))
+    return Resolved(None if problems else found, resolved.origins, problems)
+
+
+def _looked_up(secret: SecretStr | SecretBytes, look_up: Callable[[str], str]) -> SecretStr | SecretBytes:
+    if isinstance(secret, SecretStr):
+        return SecretStr(look_up(secret.get_secret_value()))
+    try:
+        return SecretBytes(look_up(secret.get_secret_value().decode("utf-8")).encode("utf-8"))
+    except UnicodeDecodeError:
+        return secret
 
 
 def _origin(name: str, origins: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import ast
 import enum
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 from typing import Any, get_args
@@ -22,6 +22,7 @@ from smkit import contract
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, is_text, members, nested_model, takes_text
 from smkit.errors import ConfigurationError
 from smkit.hyperparameters import Hyperparameters
+from smkit.secret_references import FORMS, is_reference
 
 # --- text -> value ----------------------------------------------------------------------------------------------------
 
@@ -186,6 +187,8 @@ _ROOM_FOR_THE_PLATFORM = 10
 def encode(hyperparameters: Hyperparameters | Mapping[str, object]) -> dict[str, str]:
     """Return `{name: json.dumps(value)}`, the one form that every runtime gives back to the script unchanged.
 
+    A secret travels only as a reference to it.
+
     Raises:
         ConfigurationError: Values that would not reach the script as they are, or that the API refuses; all at once.
     """
@@ -221,20 +224,39 @@ def _plain_values(hyperparameters: Hyperparameters) -> tuple[dict[str, object], 
     problems: list[str] = []
     read: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        if is_secret(field.annotation):
-            if getattr(hyperparameters, name) is not None:
-                problems.append(f"{name}: {_READABLE}")
-            continue
+        value = getattr(hyperparameters, name)
+        if is_secret(field.annotation) and value == field.default:
+            continue  # The class has it in the job too.
         try:
             values |= hyperparameters.model_dump(mode="json", include={name}, by_alias=False, round_trip=True)
             if name not in values:
                 problems.append(f"{name}: is left out of every dump by Field(exclude=True); drop that")
                 continue
-            read[name] = decode_job_value(json.loads(json.dumps(values[name])), None, field.annotation)
+            if is_secret(field.annotation):
+                values[name] = _unmasked(values[name], value)
+                problem = _value_problem(values[name])
+                if problem:
+                    problems.append(f"{name}: {problem}")
+                    del values[name]
+                    continue
+            text = json.dumps(values[name], default=_plain)
+            read[name] = decode_job_value(json.loads(text), None, field.annotation)
         except (ValueError, RecursionError) as error:
             values.pop(name, None)
             problems.append(f"{name}: has no JSON form ({error})")
     return values, problems or _differences(hyperparameters, read)
+
+
+def _unmasked(plain: Any, value: Any) -> Any:
+    """Return the JSON form of a value with its secrets, which a dump masks, put back."""
+    if isinstance(value, (SecretStr, SecretBytes)):
+        return value
+    if isinstance(plain, dict):
+        items = value.values() if isinstance(value, Mapping) else [getattr(value, name, None) for name in plain]
+        return {name: _unmasked(part, item) for (name, part), item in zip(plain.items(), items, strict=True)}
+    if isinstance(plain, list) and isinstance(value, Collection):
+        return [_unmasked(part, item) for part, item in zip(plain, value, strict=True)]
+    return plain
 
 
 def _differences(hyperparameters: Hyperparameters, read: Mapping[str, Any]) -> list[str]:
@@ -277,13 +299,13 @@ def _json_text(value: object) -> tuple[str, str | None]:
     return text, problem
 
 
-_READABLE = "a secret would be readable in the job's description and log; send its name and read it in the script"
+_READABLE = f"a secret would be readable in the job's description and log; send a reference to it: {FORMS}"
 
 
 def _value_problem(value: object) -> str | None:
     """Say why a value would not come back from JSON, and from a process's environment, as it went in."""
     if isinstance(value, (SecretStr, SecretBytes)):
-        return _READABLE
+        return None if is_reference(_secret_text(value)) else _READABLE
     if isinstance(value, enum.Enum):
         return _value_problem(value.value)
     if isinstance(value, str):
@@ -301,9 +323,16 @@ def _value_problem(value: object) -> str | None:
     return f"a {type(value).__name__} has no JSON form; give a number, a text, a bool, None, a list or a dict of these"
 
 
+def _secret_text(secret: SecretStr | SecretBytes) -> str:
+    value = secret.get_secret_value()
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
 def _plain(value: object) -> object:
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, (SecretStr, SecretBytes)):
+        return _secret_text(value)
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 

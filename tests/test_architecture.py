@@ -19,7 +19,8 @@ ALLOWED = {
     "contract": set(),
     "annotations": set(),
     "hyperparameters": {"annotations", "errors"},
-    "wire": {"annotations", "contract", "errors", "hyperparameters"},
+    "secret_references": {"errors"},
+    "wire": {"annotations", "contract", "errors", "hyperparameters", "secret_references"},
     # reading data: torch, and neither jobs nor models
     "data": set(),
     "data.batches": set(),
@@ -99,12 +100,12 @@ ALLOWED = {
     # configuration, torch-free
     "arguments": {"annotations", "contract", "hyperparameters"},
     "sources": {"annotations", "arguments", "contract", "wire"},
-    "settings": {"annotations", "arguments", "hyperparameters", "sources"},
+    "settings": {"annotations", "arguments", "errors", "hyperparameters", "sources"},
     "facts": {"contract", "sources"},
     "report": {"contract", "errors"},
     "context": {
         *("annotations", "arguments", "data.batches", "data.channels", "data.draws", "data.layouts", "data.loader"),
-        *("errors", "facts", "hyperparameters", "report", "settings", "sources"),
+        *("errors", "facts", "hyperparameters", "report", "secret_references", "settings", "sources"),
     },
     "argparse_doors": {
         *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources"),
@@ -153,6 +154,8 @@ _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
 TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
+    "boto3": {"secret_references"},
+    "botocore": {"secret_references"},
     "torch": set(TRAINING),
     "PIL": {"data.pixels"},
     "simplejpeg": {"data.pixels"},

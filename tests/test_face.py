@@ -28,6 +28,7 @@ PUBLIC = {
     "make_loader",
     "open_dataset",
     "parse_args",
+    "read_secret",
 }
 TRAINING = {"CheckpointStore", "MetricLog", "Placement", "SampleRandom", "Trainer", "make_loader", "open_dataset"}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
