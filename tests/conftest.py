@@ -20,6 +20,10 @@ collect_ignore = [
     for path in Path(__file__).parent.glob("test_*.py")
     if any(f"\npytestmark = pytest.mark.{mark}\n" in path.read_text() for mark in _missing)
 ]
+if "aws" in _missing:
+    collect_ignore.append("sagemaker")
+else:
+    from sagemaker.fixture import _sagemaker_server, sagemaker  # noqa: F401 - the fixtures of all tests
 
 
 @pytest.fixture(scope="session")
