@@ -1,0 +1,198 @@
+"""What AWS refuses, said as smkit says things: what happened, where, and how to mend it.
+
+This room reads errors of botocore by their names and codes, so that it needs no boto3 to be imported. It makes no call
+and knows no service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from smkit.errors import ConfigurationError, SmkitError
+
+_EXPIRED = frozenset(
+    {
+        *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "ExpiredTokenError"),
+        *("UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"),
+        *("LoginRefreshRequired", "LoginTokenLoadError"),
+    }
+)
+_SIGN_IN_AGAIN = frozenset({"UnauthorizedSSOTokenError", "SSOTokenLoadError", "TokenRetrievalError"})
+_MISSING = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "NoAuthTokenError", "SSOError"}
+)
+_UNKNOWN_KEY = frozenset(
+    {
+        *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "AuthFailure", "OptInRequired"),
+        *("SignatureDoesNotMatch", "InvalidSignatureException", "IncompleteSignature", "InvalidToken"),
+    }
+)
+_DENIED = frozenset(
+    {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized", "AuthorizationError", "403"}
+)
+_THROTTLED = frozenset(
+    {
+        *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottledException", "RequestThrottled"),
+        *("TooManyRequestsException", "RequestLimitExceeded", "SlowDown", "PriorRequestNotComplete", "429", "503"),
+    }
+)
+_WRONG_CLOCK = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+_UNREACHABLE = frozenset(
+    {
+        *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "SSLError"),
+        *("ProxyConnectionError", "HTTPClientError", "ConnectionError", "ResponseStreamingError"),
+    }
+)
+_UNSEEN_ACTIONS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadBucket": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+}
+"""Operations of S3 whose permission has another name; S3 often refuses without saying which one is missing."""
+
+
+class _Saying(NamedTuple):
+    what: str
+    fix: str
+
+
+@contextlib.contextmanager
+def aws_errors(
+    doing: str, *, kind: type[SmkitError] = ConfigurationError, profile_name: str | None = None
+) -> Iterator[None]:
+    """Raise what botocore raises inside as an error of smkit; its `__cause__` is the original.
+
+    Args:
+        doing: What the caller is about to do, as it continues "where:": `upload of the source to s3://bucket/key`.
+        kind: The class to raise.
+        profile_name: The profile in use, for the commands that the message gives.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_from_aws(error):
+            raise
+        saying = _saying(error, profile_name)
+        raise kind(saying.what, where=doing, fix=saying.fix) from error
+
+
+def error_code(error: BaseException | None) -> str:
+    """Return AWS's code of an error (`ResourceNotFound`), botocore's class where AWS said nothing, else nothing.
+
+    An error of smkit is asked for its cause.
+    """
+    while isinstance(error, SmkitError):
+        error = error.__cause__
+    if error is None or not _is_from_aws(error):
+        return ""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return str(code) if code else type(error).__name__
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether the credentials have run out, so that the same call can succeed with renewed ones."""
+    return error_code(error) in _EXPIRED
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same call can succeed a little later: AWS was not reached, busy, or failed by itself."""
+    code = error_code(error)
+    return code in _THROTTLED | _UNREACHABLE or _status(error) >= 500
+
+
+def _is_from_aws(error: BaseException) -> bool:
+    return any(base.__module__.startswith(("botocore.", "boto3.", "s3transfer.")) for base in type(error).__mro__)
+
+
+def _status(error: BaseException | None) -> int:
+    while isinstance(error, SmkitError):
+        error = error.__cause__
+    response = getattr(error, "response", None)
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(response, dict) else 0
+
+
+def _saying(error: Exception, profile_name: str | None) -> _Saying:
+    code = error_code(error)
+    option = f" --profile {profile_name}" if profile_name else ""
+    if code in _EXPIRED:
+        return _expired(error, code, option)
+    if code in _MISSING:
+        return _Saying(
+            f"no usable AWS credentials: {_one_line(error)}",
+            "sign in with 'aws configure' or 'aws sso login', or name a profile that has credentials: "
+            "launch(profile_name=...) or AWS_PROFILE",
+        )
+    if code in _UNKNOWN_KEY:
+        return _Saying(
+            f"AWS does not accept these credentials here ({code}): {_message(error)}",
+            f"see who you are with 'aws sts get-caller-identity{option}'; the key may be deleted or mistyped, "
+            "or your account has not enabled this region",
+        )
+    if code in _DENIED:
+        return _denied(error, option)
+    if code in _WRONG_CLOCK:
+        return _Saying(f"AWS refuses the time of this machine ({code}): {_message(error)}", "set this machine's clock")
+    if code in _THROTTLED:
+        return _Saying(
+            f"AWS is throttling {_operation(error)} ({code}), and went on after 10 attempts",
+            "wait a minute and repeat; fewer launches at once help, or a higher request quota",
+        )
+    if code in _UNREACHABLE:
+        return _Saying(
+            f"AWS cannot be reached: {_one_line(error)}",
+            "check the network, the proxy (HTTPS_PROXY), the spelling of the region and AWS_ENDPOINT_URL, then repeat",
+        )
+    if code in ("ProfileNotFound", "ConfigParseError", "ConfigNotFound"):
+        return _Saying(_one_line(error), "mend ~/.aws/config or name another profile; 'aws configure list-profiles'")
+    return _Saying(f"AWS refused {_operation(error)} ({code}): {_message(error)}", "mend what AWS says, then repeat")
+
+
+def _expired(error: Exception, code: str, option: str) -> _Saying:
+    if code in _SIGN_IN_AGAIN:
+        command = f"aws sso login{option}"
+    elif code.startswith("Login"):
+        command = f"aws login{option}"
+    else:
+        command = f"aws sso login{option}' or whatever gave you the keys; 'aws sts get-caller-identity{option}"
+    return _Saying(f"the AWS credentials have expired ({code}): {_message(error)}", f"renew them: '{command}'")
+
+
+def _denied(error: Exception, option: str) -> _Saying:
+    message = _message(error)
+    found = re.search(r"(arn:\S+) is not authorized to perform: ([\w-]+:\w+)(?: on resource: (\S+))?", message)
+    if found:
+        caller, action, resource = found.groups()
+        on = f" on {resource}" if resource else ""
+        return _Saying(
+            f"{caller} may not {action}{on}: {message}",
+            f"ask for the permission {action}, or use a profile that has it (profile_name=...)",
+        )
+    operation = getattr(error, "operation_name", "")
+    action = _UNSEEN_ACTIONS.get(operation, f"s3:{operation}")
+    return _Saying(
+        f"AWS denies {_operation(error)}, which needs {action}: {message}",
+        f"see who you are with 'aws sts get-caller-identity{option}' and ask for {action}; "
+        "a bucket of another account is denied as well",
+    )
+
+
+def _operation(error: Exception) -> str:
+    return str(getattr(error, "operation_name", "the call"))
+
+
+def _message(error: Exception) -> str:
+    """Return what AWS itself said, without botocore's words around it."""
+    response = getattr(error, "response", None)
+    message = response.get("Error", {}).get("Message") if isinstance(response, dict) else None
+    return str(message or _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

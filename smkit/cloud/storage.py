@@ -1,0 +1,334 @@
+"""Storage: one bucket of S3 whose owner is known, written and read with checksums.
+
+Every request names the account that the bucket must belong to, so that a bucket that somebody else made under the
+expected name gets nothing and gives nothing. What is written carries a SHA-256 that S3 checks on arrival: smkit names
+objects by that digest, and S3 refuses bytes that changed between the two. What is read is checked before its file gets
+its name. Nothing is deleted here. This room knows no job.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smkit.cloud.aws import Clients
+from smkit.cloud.aws_errors import aws_errors, error_code
+from smkit.errors import ConfigurationError, JobError, SmkitError
+
+PART_BYTES = 32 * 1024 * 1024
+"""An object of more goes up in parts of this size; S3 takes 10,000 of them, which is 312 GiB."""
+_MAX_PARTS = 10_000
+_THREADS = 8
+_READ_BYTES = 1024 * 1024
+_ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
+_DAMAGED = frozenset({"FlexibleChecksumError", "IncompleteReadError", "ResponseStreamingError", "ReadTimeoutError"})
+_CREATE_ATTEMPTS = 5
+
+
+class Upload(NamedTuple):
+    """A file that is to become an object.
+
+    Args:
+        key: The object's key.
+        path: The file.
+        sha256: Its digest in hexadecimal digits, which S3 checks on arrival where the object is of one part.
+        verify: Raises if the file is no longer what the digest was made of; called once all its bytes have left.
+    """
+
+    key: str
+    path: Path
+    sha256: str
+    verify: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A bucket and the account that it must belong to.
+
+    Args:
+        clients: What AWS is asked through.
+        bucket: The bucket's name.
+        owner: The twelve digits of the account that must own it.
+    """
+
+    clients: Clients
+    bucket: str
+    owner: str
+    _seen: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket if it is missing; another launch may do the same at the same moment.
+
+        A bucket that smkit makes has S3's defaults: no public access, objects encrypted, owner enforced.
+
+        Raises:
+            ConfigurationError: The bucket belongs to another account, lies in another region, or may not be made.
+        """
+        for attempt in range(_CREATE_ATTEMPTS):
+            if self._seen or self._is_there() or self._create():
+                self._seen.append(self.bucket)
+                return
+            time.sleep(0.2 * 2**attempt)
+        raise ConfigurationError(
+            f"S3 is still busy with another change of the bucket '{self.bucket}'",
+            where=f"s3://{self.bucket}",
+            fix="repeat in a minute; a bucket that was just deleted can block its name for an hour",
+        )
+
+    def exists(self, key: str, *, size: int) -> bool:
+        """Whether there is an object of this key and size."""
+        found = self.head(key)
+        return found is not None and found["ContentLength"] == size
+
+    def head(self, key: str) -> dict[str, Any] | None:
+        """Return what S3 says about an object, None if there is none."""
+        with self._errors(f"look at {self.uri(key)}"):
+            try:
+                return self.clients.s3.head_object(Key=key, ChecksumMode="ENABLED", **self._place)
+            except Exception as error:
+                if error_code(error) in _ABSENT:
+                    return None
+                if error_code(error) in ("400", "403"):
+                    # An answer to HEAD has no body to say why; that to a list of this one key has.
+                    self.clients.s3.list_objects_v2(Prefix=key, MaxKeys=1, **self._place)
+                raise
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the size of each object whose key starts with `prefix`; of a missing bucket, nothing."""
+        return {key: found["Size"] for key, found in self.listed(prefix)}
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield key and description of each object whose key starts with `prefix`, in the order of the keys."""
+        token: dict[str, str] = {}
+        while True:
+            with self._errors(f"list {self.uri(prefix)}"):
+                try:
+                    page = self.clients.s3.list_objects_v2(Prefix=prefix, **token, **self._place)
+                except Exception as error:
+                    if error_code(error) == "NoSuchBucket":
+                        return
+                    raise
+            yield from ((found["Key"], found) for found in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def put(self, key: str, data: bytes, **further: Any) -> None:
+        """Write an object; `further` are arguments of the API, such as ContentType."""
+        digest = _base64(hashlib.sha256(data).digest())
+        with self._errors(f"upload of {self.uri(key)}"):
+            self.clients.s3.put_object(Key=key, Body=data, ChecksumSHA256=digest, **self._place, **further)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one of that key; return whether it was written."""
+        for _ in range(_CREATE_ATTEMPTS):
+            try:
+                self.put(key, data, IfNoneMatch="*")
+            except SmkitError as error:
+                if error_code(error) == "PreconditionFailed":
+                    return False
+                if error_code(error) != "ConditionalRequestConflict":
+                    raise
+            else:
+                return True
+        # Whoever we met time and again has written it.
+        return False
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes of a small object."""
+        with self._errors(f"read of {self.uri(key)}"):
+            answer = self.clients.s3.get_object(Key=key, ChecksumMode="ENABLED", **self._place)
+            data: bytes = answer["Body"].read()
+            return data
+
+    def upload(self, uploads: Sequence[Upload], *, advance: Callable[[int], None]) -> None:
+        """Upload files in parallel, big ones in parts; the first failure ends all.
+
+        Args:
+            uploads: What to upload.
+            advance: Told of bytes that have left, from several threads; negative where an attempt is repeated.
+        """
+        from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
+
+        # CRT, the other way to transfer, knows neither our time-outs nor our handlers.
+        size = max((upload.path.stat().st_size for upload in uploads), default=0)
+        config = TransferConfig(
+            multipart_threshold=PART_BYTES + 1,
+            multipart_chunksize=max(PART_BYTES, -(-size // _MAX_PARTS)),
+            max_concurrency=_THREADS,
+            preferred_transfer_client="classic",
+        )
+        with self._part_handlers(uploads), create_transfer_manager(self.clients.s3, config) as manager:
+            listeners = [ProgressCallbackInvoker(advance)]
+            started = [
+                (upload, manager.upload(str(upload.path), self.bucket, upload.key, self._extra(upload), listeners))
+                for upload in uploads
+            ]
+            for upload, future in started:
+                self._finish(upload, future)
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to `path`, which appears only when all its bytes are there and are right.
+
+        Raises:
+            JobError: There is no such object, or it arrives damaged twice.
+        """
+        part = path.with_name(f"{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        doing = f"download of {self.uri(key)} to {path}"
+        try:
+            damage = None
+            for _ in range(2):
+                with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
+                    damage = self._fetch(key, part)
+                if damage is None:
+                    part.replace(path)
+                    return
+        finally:
+            part.unlink(missing_ok=True)
+        raise JobError(
+            f"the object arrived damaged twice: {damage}",
+            where=doing,
+            fix="repeat; if it stays so, the object itself or a proxy on the way is damaged",
+        )
+
+    def _fetch(self, key: str, part: Path) -> str | None:
+        """Write an object to `part` and return what is wrong with it."""
+        answer = self.clients.s3.get_object(Key=key, ChecksumMode="ENABLED", **self._place)
+        md5 = hashlib.md5(usedforsecurity=False)
+        written = 0
+        try:
+            with part.open("wb") as file:
+                for block in answer["Body"].iter_chunks(_READ_BYTES):
+                    md5.update(block)
+                    written += file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+        except Exception as error:
+            if error_code(error) not in _DAMAGED:
+                raise
+            return str(error)
+        if written != answer["ContentLength"]:
+            return f"{written} bytes of {answer['ContentLength']}"
+        etag = str(answer.get("ETag", "")).strip('"')
+        # botocore has checked what checksum there was; an object of old has none, but an MD5 as its tag.
+        if _is_md5(etag, answer) and etag != md5.hexdigest():
+            return f"its MD5 is {md5.hexdigest()}, and S3 says {etag}"
+        return None
+
+    def _is_there(self) -> bool:
+        with self._errors(f"look at the bucket s3://{self.bucket}"):
+            try:
+                found = self.clients.s3.head_bucket(**self._place)
+            except Exception as error:
+                if error_code(error) in _ABSENT:
+                    return False
+                if error_code(error) == "403":
+                    raise self._foreign_bucket() from error
+                raise
+        region = found.get("BucketRegion") or self.clients.region
+        if region != self.clients.region:
+            raise ConfigurationError(
+                f"the bucket '{self.bucket}' lies in {region}, and the job would run in {self.clients.region}",
+                where=f"s3://{self.bucket}",
+                fix=f"give another bucket, or region='{region}'",
+            )
+        return True
+
+    def _create(self) -> bool:
+        """Make the bucket; return whether it is made and not just about to be."""
+        # S3 takes every region as a constraint but its first.
+        elsewhere = self.clients.region != "us-east-1"
+        place = {"CreateBucketConfiguration": {"LocationConstraint": self.clients.region}} if elsewhere else {}
+        with self._errors(f"make the bucket s3://{self.bucket}"):
+            try:
+                # The one request that takes no ExpectedBucketOwner: it makes the bucket in this account or fails.
+                self.clients.s3.create_bucket(Bucket=self.bucket, **place)
+            except Exception as error:
+                if error_code(error) == "BucketAlreadyExists":
+                    raise self._foreign_bucket() from error
+                if error_code(error) in ("BucketAlreadyOwnedByYou", "OperationAborted"):
+                    return False
+                raise
+        return True
+
+    def _foreign_bucket(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"the bucket '{self.bucket}' belongs to another account than {self.owner}, or you may not list it",
+            where=f"s3://{self.bucket}",
+            fix="launch(bucket=...) with a bucket of your account, or ask for s3:ListBucket on this one",
+        )
+
+    @property
+    def _place(self) -> dict[str, str]:
+        return {"Bucket": self.bucket, "ExpectedBucketOwner": self.owner}
+
+    def _errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return aws_errors(doing, profile_name=self.clients.profile_name)
+
+    def _extra(self, upload: Upload) -> dict[str, str]:
+        if upload.path.stat().st_size <= PART_BYTES:
+            return {"ExpectedBucketOwner": self.owner, "ChecksumSHA256": _base64(bytes.fromhex(upload.sha256))}
+        # Of several parts S3 takes no SHA-256 of the whole; there each part has its own.
+        return {"ExpectedBucketOwner": self.owner, "ChecksumAlgorithm": "SHA256"}
+
+    def _finish(self, upload: Upload, future: Any) -> None:
+        try:
+            with self._errors(f"upload of {upload.path} to {self.uri(upload.key)}"):
+                future.result()
+        except SmkitError:
+            # A file that was changed or taken away gives an error of any kind; this one says so.
+            upload.verify()
+            raise
+        upload.verify()
+
+    @contextlib.contextmanager
+    def _part_handlers(self, uploads: Sequence[Upload]) -> Iterator[None]:
+        """Let s3transfer name the owner when it gives up an upload in parts, and verify files before it completes one.
+
+        An object in parts appears when they are put together. A file that changed under way is refused then, so that
+        no object ever has other bytes than its name promises.
+        """
+        verify = {upload.key: upload.verify for upload in uploads}
+
+        def name_owner(*, params: dict[str, Any], **_: Any) -> None:
+            if params.get("Bucket") == self.bucket:
+                params.setdefault("ExpectedBucketOwner", self.owner)
+
+        def verify_file(*, params: dict[str, Any], **_: Any) -> None:
+            if params.get("Bucket") == self.bucket and params.get("Key") in verify:
+                verify[params["Key"]]()
+
+        events = self.clients.s3.meta.events
+        events.register("before-parameter-build.s3.AbortMultipartUpload", name_owner)
+        events.register("before-parameter-build.s3.CompleteMultipartUpload", verify_file)
+        try:
+            yield
+        finally:
+            events.unregister("before-parameter-build.s3.AbortMultipartUpload", name_owner)
+            events.unregister("before-parameter-build.s3.CompleteMultipartUpload", verify_file)
+
+
+def default_bucket(clients: Clients) -> str:
+    """Return the name of the bucket that SageMaker's own tools use too."""
+    return f"sagemaker-{clients.region}-{clients.account}"
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
+
+
+def _is_md5(etag: str, answer: dict[str, Any]) -> bool:
+    # Objects of several parts have a "-" in the tag, and those that KMS encrypts a random one.
+    is_plain = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
+    return is_plain and len(etag) == 32
