@@ -17,6 +17,7 @@ ALLOWED = {
     # ground floor
     "errors": set(),
     "contract": set(),
+    "s3_uris": set(),
     "annotations": set(),
     "hyperparameters": {"annotations", "errors"},
     "secret_references": {"errors"},
@@ -134,7 +135,7 @@ ALLOWED = {
         *("preflight", "progress", "randomness", "report", "run_state", "start_table", "stopping", "validation"),
     },
     # launch wing
-    "inputs": set(),
+    "inputs": {"contract", "s3_uris"},
     "launch_arguments": {"contract", "hyperparameters", "inputs"},
     "supervisor_program": set(),
     "supervisor": set(),
@@ -145,6 +146,14 @@ ALLOWED = {
     "plan": {"job"},
     # jobs on SageMaker
     "cloud": set(),
+    "cloud.services": set(),
+    "cloud.aws_errors": {"errors"},
+    "cloud.digests": {"errors"},
+    "cloud.transfer_line": {"progress", "report"},
+    "cloud.aws": {"cloud.aws_errors", "cloud.services", "errors"},
+    "cloud.role": {"cloud.aws", "cloud.aws_errors", "errors"},
+    "cloud.storage": {"cloud.aws", "cloud.aws_errors", "errors"},
+    "cloud.uploads": {"cloud.digests", "cloud.storage", "cloud.transfer_line", "errors"},
     # jobs on this machine
     "hosts": {"contract"},
     "local": {"contract", "errors", "hosts", "job"},
@@ -154,8 +163,8 @@ _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
 TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
-    "boto3": {"secret_references"},
-    "botocore": {"secret_references"},
+    "boto3": {"cloud.aws", "cloud.storage", "secret_references"},
+    "botocore": {"cloud.aws", "secret_references"},
     "torch": set(TRAINING),
     "PIL": {"data.pixels"},
     "simplejpeg": {"data.pixels"},
