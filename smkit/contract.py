@@ -126,6 +126,10 @@ def tensorboard_dir(output_dir: Path) -> Path:
     return output_dir / "tensorboard"
 
 
+_METRIC_LINE = re.compile(r"\[metrics\] step=(?P<step>-?\d+) epoch=(?P<epoch>-?\d+) (?P<values>.*)", re.DOTALL)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?|nan|-?inf", re.ASCII)
+
+
 def metric_line(step: int, epoch: int, values: Mapping[str, float]) -> str:
     """Return the one line that carries a metric record to CloudWatch; `metric_regex` reads it back.
 
@@ -146,6 +150,20 @@ def metric_lines(step: int, epoch: int, values: Mapping[str, float]) -> list[str
             part = {}
         part[name] = value
     return [*lines, metric_line(step, epoch, part)]
+
+
+def parse_metric_line(line: str) -> tuple[int, int, dict[str, float]] | None:
+    """Return step, epoch and values of a metric line, whatever stands before its mark; None for any other line."""
+    match = _METRIC_LINE.search(line)
+    if match is None:
+        return None
+    values: dict[str, float] = {}
+    for part in match["values"].rstrip().split(" "):
+        name, equals, number = part.rpartition("=")
+        if not (name and equals and _NUMBER.fullmatch(number)):
+            return None
+        values[name] = float(number)
+    return int(match["step"]), int(match["epoch"]), values
 
 
 def metric_regex(name: str) -> str:

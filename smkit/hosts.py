@@ -47,10 +47,19 @@ class Host:
         return self.base / "toolkit.txt"
 
     @property
+    def start_time(self) -> int:
+        """When the host was started, in nanoseconds."""
+        return (self.base / PROCESS_FILE).stat().st_mtime_ns
+
+    @property
     def end_time(self) -> int:
-        """When the host failed, in nanoseconds: the moment of its failure file, else of the last line of its log."""
-        failure = failure_file(self.tree.output_dir)
-        return (failure if failure.exists() else self.log).stat().st_mtime_ns
+        """When the host ended, in nanoseconds: the moment of its first mark, else of the last line of its log.
+
+        A failure file goes before all others, for it is the only one that the script itself can have written.
+        """
+        output = self.tree.output_dir
+        marks = (failure_file(output), success_file(output), self.base / _STOPPED_FILE)
+        return next((mark for mark in marks if mark.exists()), self.log).stat().st_mtime_ns
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start the toolkit in a session of its own, where a terminal's Ctrl-C and its end do not reach it."""

@@ -6,47 +6,77 @@ where jobs run.
 
 from __future__ import annotations
 
-import filecmp
+import contextlib
 import itertools
 import math
-import shutil
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from smkit.errors import JobError
+from smkit.artifacts import Artifact, Remains, gather
+from smkit.errors import ConfigurationError, JobError
+from smkit.job_cost import Cost, Price, cost
+from smkit.log_view import LogLine, Paint, collapse_bars, last_traceback
+from smkit.metric_rows import JobMetrics, final_metrics, read_metrics
+from smkit.report import say
+from smkit.watching import OutOfReach, StatusNews, Watch, has_ended
 
-JobStatus = Literal["InProgress", "Completed", "Failed", "Stopped"]
+JobStatus = Literal["InProgress", "Completed", "Failed", "Stopping", "Stopped"]
 """The API's words (DescribeTrainingJob: TrainingJobStatus)."""
+
+_LOOKS_AT_A_LOG = 10
+"""How often a log that keeps growing is read on, for somebody who does not want to follow it."""
 
 
 class JobService(Protocol):
-    """A place that runs jobs and answers for them by name; each method raises JobError for a name it does not know."""
+    """A place that runs jobs and answers for them by name; each method raises JobError for a name it does not know.
+
+    A service that cannot be asked at the moment raises OutOfReach, and can be asked again.
+    """
 
     @property
     def poll_seconds(self) -> float:
         """How long to wait between two looks at a job."""
 
-    def status(self, name: str) -> JobStatus:
-        """Return the state of a job; all but `InProgress` are final."""
+    @property
+    def stops_on_interrupt(self) -> bool:
+        """Whether a Ctrl-C of who waits for a job is meant for the job."""
 
-    def failure_reason(self, name: str) -> str | None:
-        """Return why a failed job failed, None for any other job."""
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """Return what is known of a job, in the shape of DescribeTrainingJob."""
+
+    def list_jobs(self, name_contains: str | None = None, limit: int = 20) -> Sequence[Mapping[str, Any]]:
+        """Return the newest jobs, in the shape of ListTrainingJobs."""
 
     def log_location(self, name: str) -> str:
         """Return where a person finds the log."""
 
-    def log_lines(self, name: str) -> Iterator[str | None]:
+    def log_lines(self, name: str) -> Iterator[LogLine | None]:
         """Yield each line of the log once, and None, for ever, whenever there is no further one yet."""
+
+    def settle_seconds(self, description: Mapping[str, Any]) -> float:
+        """Return how long the log of an ended job must be quiet until all of it has come."""
+
+    def last_words(self, name: str) -> Sequence[str]:
+        """Return the last lines of the log of the host that failed first."""
 
     def stop(self, name: str, *, grace_seconds: float) -> None:
         """End a running job and return when it has ended; leave any other job as it is."""
 
     def model_dirs(self, name: str) -> Sequence[Path]:
-        """Return the folder that each host leaves its model in."""
+        """Return the folder that each host leaves its model in; JobError where they are not on this machine."""
+
+    def remains(
+        self, description: Mapping[str, Any], what: Artifact, *, near: Path
+    ) -> contextlib.AbstractContextManager[Remains]:
+        """Provide the folders of what the hosts have left; those that have to be made lie beside the folder `near`."""
+
+    def prices(self, description: Mapping[str, Any]) -> Mapping[str, Price]:
+        """Return the price of each type of instance that the job has, as far as anybody knows it."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +86,53 @@ class Job:
     name: str
     service: JobService
 
+    def describe(self) -> dict[str, Any]:
+        """Return all that is known of the job, in the shape of DescribeTrainingJob."""
+        return dict(self.service.describe(self.name))
+
     @property
     def status(self) -> str:
-        """`InProgress`, `Completed`, `Failed` or `Stopped`."""
-        return self.service.status(self.name)
+        """`InProgress`, `Completed`, `Failed`, `Stopping` or `Stopped`."""
+        return str(self.describe()["TrainingJobStatus"])
 
     @property
     def failure_reason(self) -> str | None:
         """What SageMaker shows as FailureReason, at most 1,024 characters; None unless the job failed."""
-        return self.service.failure_reason(self.name)
+        return self.describe().get("FailureReason") or None
 
     @property
     def model_dir(self) -> Path:
         """The folder of the model, with several hosts that of the first.
 
         Raises:
+            JobError: The job has not completed, or its model is not on this machine: `download` it.
+        """
+        self._require_completed(self.describe())
+        return self.service.model_dirs(self.name)[0]
+
+    @property
+    def model_uri(self) -> str:
+        """Where the model is: `s3://...` or `file://...`.
+
+        Raises:
             JobError: The job has not completed.
         """
-        self._require_completed()
-        return self.service.model_dirs(self.name)[0]
+        return self._model_uri(self.describe())
 
     def logs(self, *, follow: bool = True) -> Iterator[str]:
         """Yield the lines of the log, those of several hosts after the host's name in brackets.
 
+        A progress bar comes once, at its last state, or every ten seconds if it goes on for longer.
+
         Args:
             follow: Wait for further lines until the job ends; otherwise only those that are there now.
         """
-        source = self.service.log_lines(self.name)
-        lines = self._until_the_end(source) if follow else itertools.takewhile(lambda line: line is not None, source)
-        return (line for line in lines if line is not None)
+        return iter(self._lines(follow=follow))
 
     def wait(self, *, timeout_seconds: float | None = None, show_logs: bool = True) -> Job:
-        """Return this job when it has completed. Ctrl-C stops the job; a second one kills it at once.
+        """Return this job when it has completed.
+
+        Ctrl-C stops a local job, and a second one kills it at once; a job on SageMaker goes on.
 
         Args:
             timeout_seconds: Give up waiting after this long; the job goes on.
@@ -97,86 +142,132 @@ class Job:
             JobError: The job failed or was stopped, or is still running after `timeout_seconds`.
         """
         deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        watch, news = self._watch(), StatusNews(self.name)
+        paint = Paint()
+        if show_logs:
+            watch.on_look = news.tell
+        else:
+            watch.settle_seconds = lambda _: 0
         try:
-            lines = self.service.log_lines(self.name) if show_logs else itertools.repeat(None)
-            for line in self._until_the_end(lines):
+            source = self.service.log_lines(self.name) if show_logs else itertools.repeat(None)
+            for line in collapse_bars(watch.lines(source)):
                 if line is not None:
-                    sys.stderr.write(f"{line}\n")
+                    news.log_has_begun = True
+                    say(paint.line(line))
                 elif time.monotonic() > deadline:
                     raise self._error(
                         f"is still running after {timeout_seconds:g} s", fix="wait() for longer, or stop() it"
                     )
         except KeyboardInterrupt:
-            self._stop_on_interrupt()
+            self._interrupted()
             raise
-        model_dir = self.model_dir
+        location = self._model_uri(watch.last_description)
         if show_logs:
-            sys.stderr.write(f"job '{self.name}' completed; its model: {model_dir}\n")
+            say(f"job '{self.name}' completed; its model: {_readable(location)}")
         return self
 
     def stop(self, *, grace_seconds: float = 120) -> None:
         """Stop the job as SageMaker does: SIGTERM to the script, SIGKILL to whatever is left after the grace.
 
         Returns when the job has ended; a job that had ended before stays what it was.
+
+        Args:
+            grace_seconds: How long the script may take. SageMaker's own grace is always 120 seconds.
         """
         self.service.stop(self.name, grace_seconds=grace_seconds)
 
-    def download(self, directory: str | Path) -> Path:
+    def metrics(self) -> JobMetrics:
+        """Return the metrics that the job has logged so far; print them for a table.
+
+        They are read from the log's metric lines, and without such lines from what SageMaker has found by the regular
+        expressions of the job.
+        """
+        logged = read_metrics(self._lines(follow=False))
+        return logged if logged.rows else final_metrics(self.describe())
+
+    def download(self, directory: str | Path, *, what: Artifact = "model") -> Path:
         """Copy the model into `directory`, the files of all hosts together as SageMaker merges them; return the folder.
+
+        Args:
+            directory: A folder; it is made if it is missing.
+            what: `"model"`, or `"output"` for what the script left in SM_OUTPUT_DATA_DIR, which a job that failed can
+                have as well.
 
         Raises:
             JobError: The job has not completed, or a file would overwrite one that differs; then nothing is copied.
         """
-        self._require_completed()
+        if what not in get_args(Artifact):
+            raise ConfigurationError(
+                f"a job leaves no {what!r}", where="what of download", fix=f"one of {', '.join(get_args(Artifact))}"
+            )
+        description = self.describe()
+        if what == "model":
+            self._require_completed(description)
+        elif not has_ended(description):
+            raise self._error("is still running and has no output yet", fix="wait() for it")
         folder = Path(directory).expanduser()
-        sources: dict[Path, Path] = {}
-        for model in self.service.model_dirs(self.name):
-            for file in (path for path in sorted(model.rglob("*")) if path.is_file()):
-                target = folder / file.relative_to(model)
-                others = {sources.setdefault(target, file), target} - {file}
-                if not all(filecmp.cmp(file, other, shallow=False) for other in others if other.exists()):
-                    raise JobError(
-                        f"'{file.relative_to(model)}' would overwrite another file of that name",
-                        where=str(file),
-                        fix="download into another folder; let hosts write files of different names",
-                    )
-        folder.mkdir(parents=True, exist_ok=True)
-        for target, file in sources.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+        with self.service.remains(description, what, near=folder) as remains:
+            gather(remains, folder)
         return folder
 
-    def _stop_on_interrupt(self) -> None:
+    def cost(self) -> Cost:
+        """Return what is billed for the job: seconds, what spot saves, and dollars if a price is known."""
+        description = self.describe()
+        return cost(description, self.service.prices(description))
+
+    def _watch(self) -> Watch:
+        service = self.service
+        return Watch(self.name, lambda: service.describe(self.name), service.poll_seconds, service.settle_seconds)
+
+    def _lines(self, *, follow: bool) -> Iterator[LogLine]:
+        source = self.service.log_lines(self.name)
+        lines = self._watch().lines(source) if follow else _what_is_there(source)
+        return (line for line in collapse_bars(lines) if line is not None)
+
+    def _interrupted(self) -> None:
+        if not self.service.stops_on_interrupt:
+            say(f"detached; job '{self.name}' goes on:\n  smkit attach {self.name}\n  smkit stop {self.name}")
+            return
         try:
-            sys.stderr.write(f"stopping job '{self.name}', Ctrl-C again to kill it; its log: {self._log_location}\n")
+            say(f"stopping job '{self.name}', Ctrl-C again to kill it; its log: {self._log_location}")
             self.stop()
         except KeyboardInterrupt:
             self.stop(grace_seconds=0)
 
-    def _until_the_end(self, lines: Iterator[str | None]) -> Iterator[str | None]:
-        """Yield `lines` to the last one of the ended job; None each time a running job has no news."""
-        ended = False
-        for line in lines:
-            if line is not None:
-                yield line
-            elif ended:
-                return
-            else:
-                # One more round after the end: a line may have come between the last look and the end.
-                ended = self.status != "InProgress"
-                if not ended:
-                    yield None
-                    time.sleep(self.service.poll_seconds)
+    def _model_uri(self, description: Mapping[str, Any]) -> str:
+        self._require_completed(description)
+        location = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+        if not location:
+            raise self._error("has completed and left no model", fix="let the script write to SM_MODEL_DIR")
+        return str(location)
 
-    def _require_completed(self) -> None:
-        status = self.status
+    def _require_completed(self, description: Mapping[str, Any]) -> None:
+        status = description["TrainingJobStatus"]
         if status == "Failed":
-            reason = (self.failure_reason or "").replace("\n", "\n    ")
-            raise self._error(f"failed: {reason}", fix="mend what the log says and launch again")
+            raise self._failure(description.get("FailureReason") or "")
         if status == "Stopped":
-            raise self._error("was stopped", fix="launch again; the same checkpoint_dir lets the script resume")
-        if status == "InProgress":
+            why = {
+                "MaxRuntimeExceeded": ": it ran for longer than it was allowed to",
+                "MaxWaitTimeExceeded": ": it waited for spot instances for longer than it was allowed to",
+            }.get(description.get("SecondaryStatus", ""), "")
+            raise self._error(
+                f"was stopped{why}", fix="launch again; with the same place for checkpoints the script resumes"
+            )
+        if status != "Completed":
             raise self._error("is still running and has no model yet", fix="wait() for it")
+
+    def _failure(self, reason: str) -> JobError:
+        """Return the error of a failed job: the traceback of its script if there is one, and what the service says."""
+        traceback: Sequence[str] = ()
+        with contextlib.suppress(OutOfReach):
+            traceback = last_traceback(self.service.last_words(self.name))
+        what = f"failed: {reason}"
+        if traceback:
+            cause = traceback[-1].strip()
+            what = "\n".join([f"failed: {cause}", *traceback])
+            if cause not in reason:
+                what += f"\nFailureReason: {reason}"
+        return self._error(what.replace("\n", "\n    "), fix="mend what the log says and launch again")
 
     def _error(self, what: str, *, fix: str) -> JobError:
         return JobError(f"job '{self.name}' {what}", where=self._log_location, fix=fix)
@@ -184,3 +275,21 @@ class Job:
     @property
     def _log_location(self) -> str:
         return self.service.log_location(self.name)
+
+
+def _what_is_there(source: Iterator[LogLine | None]) -> Iterator[LogLine]:
+    """Yield the lines of a log up to now: until a look finds nothing, or there is always more."""
+    looks, is_quiet = 0, False
+    for line in source:
+        if line is not None:
+            is_quiet = False
+            yield line
+        elif is_quiet or looks == _LOOKS_AT_A_LOG:
+            return
+        else:
+            looks, is_quiet = looks + 1, True
+
+
+def _readable(location: str) -> str:
+    uri = urlsplit(location)
+    return url2pathname(uri.path) if uri.scheme == "file" else location

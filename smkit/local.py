@@ -8,6 +8,7 @@ again what `launch` has checked.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 import json
 import logging
@@ -18,13 +19,19 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from smkit.artifacts import Artifact, Remains
 from smkit.contract import BASE_DIR_VARIABLE
 from smkit.errors import ConfigurationError, JobError
 from smkit.hosts import PROCESS_FILE, Host, end
 from smkit.job import JobStatus
+from smkit.job_cost import Price
+from smkit.log_view import LogLine
 
 _GRACE_AFTER_FAILURE_SECONDS = 10.0
+_LAST_BYTES = 64 * 1024
+"""How much of the end of a log can tell why a host failed."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class LocalJobs:
 
     root: Path
     poll_seconds: float = 0.1
+    stops_on_interrupt: bool = True
 
     def start(self, run: LocalRun) -> None:
         """Make the folder of a job and start its hosts.
@@ -98,9 +106,40 @@ class LocalJobs:
             return "Failed"
         return "Stopped" if any(host.was_stopped() for host in hosts) else "Completed"
 
-    def failure_reason(self, name: str) -> str | None:
-        """Return the reason of the host that failed first, None unless the job failed."""
-        return self._first_failed(name).failure_reason() if self.status(name) == "Failed" else None
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """Return what is known of a job, in the words of DescribeTrainingJob that have an answer here."""
+        status = self.status(name)
+        hosts = self._hosts(name)
+        started = min(host.start_time for host in hosts)
+        description: dict[str, Any] = {
+            "TrainingJobName": name,
+            "TrainingJobStatus": status,
+            "SecondaryStatus": "Training" if status == "InProgress" else status,
+            "CreationTime": _time(started),
+            "TrainingStartTime": _time(started),
+            "HyperParameters": json.loads(hosts[0].tree.hyperparameters_file.read_text()),
+            "ResourceConfig": {"InstanceType": "local", "InstanceCount": len(hosts)},
+            "ModelArtifacts": {"S3ModelArtifacts": hosts[0].tree.model_dir.as_uri()} if status == "Completed" else {},
+        }
+        if status != "InProgress":
+            ended = max(host.end_time for host in hosts)
+            seconds = max(0, round((ended - started) / 1e9))
+            description |= {
+                "TrainingEndTime": _time(ended),
+                "TrainingTimeInSeconds": seconds,
+                "BillableTimeInSeconds": seconds,
+            }
+        if status == "Failed":
+            description["FailureReason"] = self._first_failed(name).failure_reason()
+        return description
+
+    def list_jobs(self, name_contains: str | None = None, limit: int = 20) -> Sequence[Mapping[str, Any]]:
+        """Return the newest jobs of the folder, with those words of their description that ListTrainingJobs has."""
+        started = {file.parents[1].name: file.stat().st_mtime_ns for file in self.root.glob(f"*/*/{PROCESS_FILE}")}
+        names = sorted((name for name in started if (name_contains or "") in name), key=started.__getitem__)
+        words = ("TrainingJobName", "TrainingJobStatus", "SecondaryStatus", "CreationTime", "TrainingEndTime")
+        found = (self.describe(name) for name in names[::-1][:limit])
+        return [{word: description[word] for word in words if word in description} for description in found]
 
     def log_location(self, name: str) -> str:
         """Return the path of the log: of the host that failed first, or a pattern for those of several hosts."""
@@ -109,7 +148,7 @@ class LocalJobs:
         hosts = self._hosts(name)
         return str(hosts[0].log if len(hosts) == 1 else self._folder(name) / "*" / hosts[0].log.name)
 
-    def log_lines(self, name: str) -> Iterator[str | None]:
+    def log_lines(self, name: str) -> Iterator[LogLine | None]:
         """Yield each line of the log once, and None, for ever, whenever there is no further one yet."""
         hosts = self._hosts(name)
         with contextlib.ExitStack() as files:
@@ -119,10 +158,20 @@ class LocalJobs:
                     start = log.tell()
                     while (line := log.readline()).endswith(b"\n"):
                         text = line[:-1].decode(errors="replace")
-                        yield text if len(hosts) == 1 else f"[{host.base.name}] {text}"
+                        yield LogLine(text, host=host.base.name, shows_host=len(hosts) > 1)
                         start = log.tell()
                     log.seek(start)
                 yield None
+
+    def settle_seconds(self, description: Mapping[str, Any]) -> float:  # noqa: ARG002 - a file is whole at once
+        """Return 0: what a process has written is in the file."""
+        return 0.0
+
+    def last_words(self, name: str) -> Sequence[str]:
+        """Return the end of the log of the host that failed first."""
+        with self._first_failed(name).log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_BYTES))
+            return log.read().decode(errors="replace").split("\n")
 
     def stop(self, name: str, *, grace_seconds: float) -> None:
         """Stop a running job; it is `Stopped` whatever its script makes of SIGTERM."""
@@ -132,6 +181,16 @@ class LocalJobs:
     def model_dirs(self, name: str) -> Sequence[Path]:
         """Return the hosts' model folders."""
         return [host.tree.model_dir for host in self._hosts(name)]
+
+    @contextlib.contextmanager
+    def remains(self, description: Mapping[str, Any], what: Artifact, *, near: Path) -> Iterator[Remains]:  # noqa: ARG002
+        """Provide the hosts' own folders."""
+        trees = [host.tree for host in self._hosts(description["TrainingJobName"])]
+        yield Remains([tree.model_dir if what == "model" else tree.output_data_dir for tree in trees], are_ours=False)
+
+    def prices(self, description: Mapping[str, Any]) -> Mapping[str, Price]:  # noqa: ARG002
+        """Return that this machine costs nothing more."""
+        return {"local": Price(0.0, "owner of this machine")}
 
     def _folder(self, name: str) -> Path:
         return self.root.resolve() / name
@@ -150,6 +209,10 @@ class LocalJobs:
 
     def _first_failed(self, name: str) -> Host:
         return min((host for host in self._hosts(name) if host.failure_reason()), key=lambda host: host.end_time)
+
+
+def _time(nanoseconds: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.timezone.utc)
 
 
 # --- what a host is given -------------------------------------------------------------------------------------------

@@ -136,13 +136,18 @@ ALLOWED = {
     },
     # launch wing
     "inputs": {"contract", "s3_uris"},
-    "launch_arguments": {"contract", "hyperparameters", "inputs"},
+    "launch_arguments": {"contract", "hyperparameters", "inputs", "secret_references"},
     "supervisor_program": set(),
     "supervisor": set(),
     # what travels as code
     "source": set(),
     # jobs, wherever they run
-    "job": {"errors"},
+    "log_view": set(),
+    "artifacts": {"errors"},
+    "watching": {"errors", "log_view", "report"},
+    "job_cost": {"watching"},
+    "metric_rows": {"contract", "errors", "log_view", "report"},
+    "job": {"artifacts", "errors", "job_cost", "log_view", "metric_rows", "report", "watching"},
     "plan": {"job"},
     # jobs on SageMaker
     "cloud": set(),
@@ -154,9 +159,16 @@ ALLOWED = {
     "cloud.role": {"cloud.aws", "cloud.aws_errors", "errors"},
     "cloud.storage": {"cloud.aws", "cloud.aws_errors", "errors"},
     "cloud.uploads": {"cloud.digests", "cloud.storage", "cloud.transfer_line", "errors"},
+    "cloud.connection": {"cloud.aws", "cloud.aws_errors", "errors", "watching"},
+    "cloud.logs": {"cloud.aws_errors", "cloud.connection", "errors", "log_view"},
+    "cloud.prices": {"cloud.connection", "errors", "job_cost"},
+    "cloud.jobs": {
+        *("artifacts", "cloud.aws", "cloud.aws_errors", "cloud.connection", "cloud.logs", "cloud.prices"),
+        *("cloud.storage", "errors", "job_cost", "log_view", "watching"),
+    },
     # jobs on this machine
     "hosts": {"contract"},
-    "local": {"contract", "errors", "hosts", "job"},
+    "local": {"artifacts", "contract", "errors", "hosts", "job", "job_cost", "log_view"},
     "launcher": {"contract", "errors", "hyperparameters", "job", "local", "wire"},
 }
 _ROOMS = list(ALLOWED)
@@ -171,7 +183,7 @@ LIBRARIES = {
     "numpy": {*DATA, "randomness", "state"},
     "pyarrow": {"data.tables.arrow_values", "data.tables.columnar", "data.tables.delimited", "data.tables.json_lines"},
     "safetensors": {"data.arrays", "export"},
-    "tensorboard": {"metrics"},
+    "tensorboard": {"metric_rows", "metrics"},
     "xxhash": {"manifest"},
     "pydantic": {"annotations", "arguments", "facts", "hyperparameters", "settings", "wire"},
     "pydantic_settings": {"facts"},

@@ -22,6 +22,8 @@ ATTEMPTS = 10
 SILENT_ATTEMPTS = 3
 """For a service that does not answer at all: three time-outs are a minute, and ten would be four."""
 _POOL_CONNECTIONS = 24
+_ELSEWHERE = {"pricing": "us-east-1"}
+"""Services that answer for all regions from one place."""
 _REREADABLE = frozenset(
     {
         *("env", "shared-credentials-file", "config-file", "custom-process", "assume-role", "sso", "login"),
@@ -158,7 +160,7 @@ def _clients(session: Any, region: str, time_outs: TimeOuts) -> Clients:
     config = _config(time_outs)
 
     def make(service: str) -> Any:
-        client = session.client(service, region_name=region, config=config)
+        client = session.client(service, region_name=_ELSEWHERE.get(service, region), config=config)
         client.meta.events.register_first("needs-retry.*", _give_up_on_silence)
         return client
 

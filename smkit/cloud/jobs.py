@@ -1,0 +1,193 @@
+"""SageMakerJobs: the jobs of one account and region, answered for by name. It submits none and holds no state of any.
+
+Whatever is asked can be asked again: credentials that run out are renewed on the way. This room knows of a job what
+DescribeTrainingJob says; the log is read by `logs`, prices are asked by `prices`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from smkit.artifacts import Artifact, Remains, beside, inside, unpack
+from smkit.cloud.aws import Clients
+from smkit.cloud.aws_errors import error_code
+from smkit.cloud.connection import Connection
+from smkit.cloud.logs import JobLog, address, last_words
+from smkit.cloud.prices import ask_prices
+from smkit.cloud.storage import Storage
+from smkit.errors import JobError
+from smkit.job_cost import Price, instances
+from smkit.log_view import LogLine
+from smkit.watching import Watch, has_ended
+
+_LINES_COME_SECONDS = 2.0
+"""How long the log of a job that has just ended must be quiet; lines are seen seconds after they were written."""
+_WHOLE_AFTER = datetime.timedelta(minutes=10)
+"""After this all lines are there."""
+_NAMES = {"model": ("model.tar.gz", "model/"), "output": ("output.tar.gz", "data/")}
+"""What an artifact is called below `<S3OutputPath>/<job>/output/`, as an archive and, uncompressed, as a folder."""
+
+
+class SageMakerJobs:
+    """The training jobs that `clients` can ask about; `Job(name, SageMakerJobs(clients))` picks one up again."""
+
+    poll_seconds = 2.0
+    stops_on_interrupt = False
+
+    def __init__(self, clients: Clients) -> None:
+        self._connection = Connection(clients)
+
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """Return what DescribeTrainingJob says.
+
+        Raises:
+            OutOfReach: AWS cannot be asked at the moment.
+            JobError: There is no such job, or AWS refuses to tell.
+        """
+        try:
+            found = self._connection.ask(
+                f"job '{name}'", lambda clients: clients.sagemaker.describe_training_job(TrainingJobName=name)
+            )
+        except JobError as error:
+            if not _is_unknown(error):
+                raise
+            raise self._unknown(name) from error
+        return {word: value for word, value in found.items() if word != "ResponseMetadata"}
+
+    def list_jobs(self, name_contains: str | None = None, limit: int = 20) -> Sequence[Mapping[str, Any]]:
+        """Return the newest jobs, in the shape of ListTrainingJobs."""
+        request: dict[str, Any] = {"SortBy": "CreationTime", "SortOrder": "Descending"}
+        if name_contains:
+            request["NameContains"] = name_contains
+        found: list[Mapping[str, Any]] = []
+        while len(found) < limit:
+            request["MaxResults"] = min(100, limit - len(found))
+            page = self._connection.ask(
+                "the list of jobs",
+                lambda clients: clients.sagemaker.list_training_jobs(**request),
+            )
+            found += page["TrainingJobSummaries"]
+            if not page.get("NextToken"):
+                break
+            request["NextToken"] = page["NextToken"]
+        return found[:limit]
+
+    def log_location(self, name: str) -> str:
+        """Return the address of the log in the console, and its names in CloudWatch."""
+        clients = self._connection.clients
+        return address(clients.region, clients.partition, name)
+
+    def log_lines(self, name: str) -> Iterator[LogLine | None]:
+        """Yield each line of the log once, and None, for ever, whenever there is no further one yet."""
+        return JobLog(self._connection, name, lambda: sum(count for _, count in instances(self.describe(name))))
+
+    def settle_seconds(self, description: Mapping[str, Any]) -> float:
+        """Return how long the log must be quiet to be whole."""
+        ended = description.get("TrainingEndTime") or description.get("LastModifiedTime")
+        is_old = ended is not None and datetime.datetime.now(datetime.timezone.utc) - ended > _WHOLE_AFTER
+        return 0.0 if is_old else _LINES_COME_SECONDS
+
+    def last_words(self, name: str) -> Sequence[str]:
+        """Return the last lines of the log of the host that failed first."""
+        return last_words(self._connection, name, str(self.describe(name).get("FailureReason", "")))
+
+    def stop(self, name: str, *, grace_seconds: float) -> None:  # noqa: ARG002 - SageMaker's own is 120 seconds
+        """Stop a job and return when it has ended; a job that has ended before stays what it was."""
+        if not has_ended(self.describe(name)):
+            try:
+                self._connection.ask(
+                    f"stop job '{name}'", lambda clients: clients.sagemaker.stop_training_job(TrainingJobName=name)
+                )
+            except JobError as error:
+                # It may have ended, or been stopped by somebody else, between the two.
+                if error_code(error) not in ("ValidationException", "ValidationError"):
+                    raise
+        watch = Watch(name, lambda: self.describe(name), self.poll_seconds, lambda _: 0.0)
+        for _ in watch.lines(itertools.repeat(None)):
+            pass
+
+    def model_dirs(self, name: str) -> Sequence[Path]:
+        """Say that the model is in S3.
+
+        Raises:
+            JobError: Always.
+        """
+        raise JobError(
+            f"the model of job '{name}' is in S3 and not on this machine",
+            where=self._artifact_uri(self.describe(name), "model"),
+            fix="job.download('model') copies it into a folder; job.model_uri says where it is",
+        )
+
+    @contextlib.contextmanager
+    def remains(self, description: Mapping[str, Any], what: Artifact, *, near: Path) -> Iterator[Remains]:
+        """Provide a folder with the files of an artifact, which is gone at the end."""
+        uri = urlsplit(self._artifact_uri(description, what))
+        owner = description["TrainingJobArn"].split(":")[4]
+        storage = Storage(self._connection.clients, uri.netloc, owner)
+        with beside(near) as temporary:
+            folder = temporary / "files"
+            folder.mkdir()
+            if uri.path.endswith("/"):
+                self._fetch_folder(storage, uri.path[1:], folder)
+            else:
+                archive = temporary / "archive"
+                self._fetch(storage, uri.path[1:], archive)
+                unpack(archive, folder, name=uri.geturl())
+                archive.unlink()
+            yield Remains([folder], are_ours=True)
+
+    def prices(self, description: Mapping[str, Any]) -> Mapping[str, Price]:
+        """Return what AWS says an hour costs, of those types that it says it of."""
+        return ask_prices(self._connection, {kind for kind, _ in instances(description)})
+
+    def _artifact_uri(self, description: Mapping[str, Any], what: Artifact) -> str:
+        """Return where an artifact is: an object, or a folder with "/" at its end."""
+        output = description["OutputDataConfig"]
+        archive, folder = _NAMES[what]
+        known = description.get("ModelArtifacts", {}).get("S3ModelArtifacts") if what == "model" else None
+        base = f"{output['S3OutputPath'].rstrip('/')}/{description['TrainingJobName']}/output/"
+        if output.get("CompressionType") == "NONE":
+            return f"{(known or base + folder).rstrip('/')}/"
+        return known or base + archive
+
+    def _fetch(self, storage: Storage, key: str, path: Path) -> None:
+        try:
+            storage.download(key, path)
+        except JobError as error:
+            if error_code(error) not in ("NoSuchKey", "404"):
+                raise
+            raise JobError(
+                f"there is no {storage.uri(key)}",
+                where=storage.uri(key),
+                fix="look at what the script writes to SM_MODEL_DIR and SM_OUTPUT_DATA_DIR; of nothing there is no archive",
+            ) from error
+
+    def _fetch_folder(self, storage: Storage, prefix: str, folder: Path) -> None:
+        for key in storage.sizes(prefix):
+            if not key.endswith("/"):
+                storage.download(key, folder / inside(key.removeprefix(prefix), archive=storage.uri(prefix)))
+
+    def _unknown(self, name: str) -> JobError:
+        near: Sequence[str] = ()
+        with contextlib.suppress(JobError):
+            near = difflib.get_close_matches(name, [job["TrainingJobName"] for job in self.list_jobs(limit=100)])
+        clients = self._connection.clients
+        profile = f" of profile '{clients.profile_name}'" if clients.profile_name else ""
+        return JobError(
+            f"there is no job '{name}'",
+            where=f"SageMaker in {clients.region}, in the account{profile}",
+            fix=f"did you mean '{near[0]}'?" if near else "look at 'smkit jobs'; it may be another region or profile",
+        )
+
+
+def _is_unknown(error: JobError) -> bool:
+    text = str(error).lower()
+    is_refused = error_code(error) in ("ValidationException", "ValidationError", "ResourceNotFound")
+    return is_refused and any(words in text for words in ("not found", "could not find", "does not exist"))
