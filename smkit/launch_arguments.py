@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from smkit import contract
 from smkit.inputs import Input
+from smkit.secret_references import FORMS, is_reference
 
 if TYPE_CHECKING:
     from smkit.hyperparameters import Hyperparameters
@@ -101,5 +102,25 @@ def _environment_problems(environment: Mapping[str, object]) -> Iterator[str]:
             yield f"environment '{name}': a name has letters, digits and '_', and starts with no digit"
         elif name.startswith(("SM_", "SAGEMAKER_")):
             yield f"environment '{name}': names that start with SM_ or SAGEMAKER_ belong to the platform"
-        if not isinstance(value, str) or "\0" in value:
-            yield f"environment '{name}': a value is a text without NUL characters, not {value!r}"
+        # The value itself is not shown: it may be a secret.
+        if "Secret" in type(value).__name__:
+            yield f"environment '{name}': a secret would be readable in the job's description; give it as {FORMS}"
+        elif not isinstance(value, str):
+            yield f"environment '{name}': a value is a text, not a value of type {type(value).__name__}"
+        elif "\0" in value:
+            yield f"environment '{name}': a value has no NUL characters"
+
+
+_SECRET_NAME = re.compile(
+    r"(.*_)?(SECRET|PASSWORD|PASSWD|TOKEN|API_?KEY|SECRET_?KEY|PRIVATE_?KEY|ACCESS_?KEY)(_.*)?", re.I
+)
+
+
+def environment_warnings(environment: Mapping[str, object]) -> list[str]:
+    """Say which variables look like secrets by their names, and hold something else than a reference to one."""
+    return [
+        f"environment '{name}': looks like a secret, which everybody who may describe the job could read; store it in "
+        f"AWS, send {FORMS} and read it with smkit.read_secret('{name}')"
+        for name, value in environment.items()
+        if _SECRET_NAME.fullmatch(name) and isinstance(value, str) and value and not is_reference(value)
+    ]
