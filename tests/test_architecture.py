@@ -152,6 +152,13 @@ ALLOWED = {
     # jobs on SageMaker
     "cloud": set(),
     "cloud.services": set(),
+    "cloud.instances": set(),
+    "cloud.service_model": set(),
+    "cloud.images": {"cloud.instances"},
+    "cloud.request": {"cloud.images", "cloud.instances", "contract", "inputs", "launch_arguments"},
+    "cloud.request_checks": {
+        *("cloud.images", "cloud.instances", "cloud.request", "cloud.service_model", "contract", "launch_arguments"),
+    },
     "cloud.aws_errors": {"errors"},
     "cloud.digests": {"errors"},
     "cloud.transfer_line": {"progress", "report"},
@@ -176,7 +183,7 @@ DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
 TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
     "boto3": {"cloud.aws", "cloud.storage", "secret_references"},
-    "botocore": {"cloud.aws", "secret_references"},
+    "botocore": {"cloud.aws", "cloud.service_model", "secret_references"},
     "torch": set(TRAINING),
     "PIL": {"data.pixels"},
     "simplejpeg": {"data.pixels"},
