@@ -1,4 +1,4 @@
-"""Run the server: `python -m sagemaker FOLDER [--port PORT] [--without-namespaces]`; it ends with its standard input."""
+"""Run the server, until its standard input ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def main() -> None:
     # Whoever started the server holds the other end: when it is gone, so are its jobs.
     sys.stdin.read()
     application.jobs.forget_all()
-    server.shutdown()
 
 
 if __name__ == "__main__":

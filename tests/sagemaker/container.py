@@ -91,12 +91,11 @@ class Container:
 
     def kill(self) -> None:
         """Send SIGKILL to everything in the container."""
-        first = self._first_process()
-        if first:
-            with suppress(ProcessLookupError):
-                os.kill(first, signal.SIGKILL)
         if not self._isolated:
             self._kill_group()
+        elif self._process.poll() is None:
+            # `unshare` takes PID 1 with it; were PID 1 killed, `unshare` would complain in the job's output.
+            self._process.kill()
 
     def _first_process(self) -> int:
         # PID 1 is the child of `unshare`, which may be about to make it.

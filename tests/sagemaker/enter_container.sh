@@ -3,7 +3,8 @@
 #
 #   enter_container.sh FOLDER PYTHON [HIDDEN]... -- COMMAND...
 #
-# FOLDER is that of one host (tree.py); PYTHON is the environment that the job may write to without any effect.
+# FOLDER is that of one host (tree.py); PYTHON is the environment that the job may write to without any effect;
+# a HIDDEN folder does not exist for the job if it lies in PYTHON, and is empty elsewhere.
 set -e
 folder=$1 python=$2
 shift 2
@@ -33,16 +34,22 @@ for view in "$folder"/views/*/; do
     mount -o remount,ro,bind "$channel"
 done
 
-# pip install goes to memory; where that cannot be had, it fails.
+# pip install goes to memory, and what is hidden is whited out there; where there are no overlays, pip install fails.
+while [ "$1" != -- ]; do
+    below=${1#"$python"/}
+    if [ "$below" = "$1" ]; then
+        mount -t tmpfs none "$1"
+    else
+        mkdir -p "$work/upper/$(dirname "$below")"
+        mknod "$work/upper/$below" c 0 0
+    fi
+    shift
+done
+shift
 mount -t overlay overlay -o "lowerdir=$python,upperdir=$work/upper,workdir=$work/layers" "$python" 2>/dev/null || {
     mount --bind "$python" "$python"
     mount -o remount,ro,bind "$python"
 }
-while [ "$1" != -- ]; do
-    mount -t tmpfs none "$1"
-    shift
-done
-shift
 
 # Alone in its network namespace, a host has to bring up its loopback interface.
 [ -z "$ALONE" ] || ip link set lo up

@@ -140,7 +140,7 @@ class Execution(threading.Thread):
         command = [*(spec.get("ContainerEntrypoint") or [TRAIN]), *(spec.get("ContainerArguments") or [])]
         self._stream_second = max(int(time.time()), self._stream_second + 1)
         cut_off = bool(request.get("EnableNetworkIsolation"))
-        self._containers, self._streams = [], []
+        self._containers = []
         for position, tree in enumerate(trees):
             container = Container(
                 tree,
@@ -160,6 +160,11 @@ class Execution(threading.Thread):
                 cancelled=self._job.cancelled,
             )
             self._streams.append(stream)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether all lines of all attempts can be read."""
+        return not self.is_alive() and all(stream.delivered for stream in self._streams)
 
     def _delay_of(self, position: int) -> Any:
         # Hosts differ, so that lines of several ones become readable out of order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import boto3
 import pytest
 
+from sagemaker.logs import GROUP
 from sagemaker.training_job import ENDED
 from sagemaker.wire import ACCOUNT, KEYS, REGION, Request
 
@@ -34,6 +36,8 @@ class SageMaker:
     def __init__(self, endpoint: str, bucket: str = "") -> None:
         self.endpoint = endpoint
         self.bucket = bucket
+        self._sessions: dict[str, boto3.session.Session] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -56,12 +60,22 @@ class SageMaker:
 
     def client(self, service: str, key: str = KEYS["service"]) -> Any:
         """Return a client of boto3 that is not counted among those under test, unless given another key."""
-        session = boto3.session.Session(key, "secret", region_name=REGION)
-        return session.client(service, endpoint_url=self.endpoint)
+        if (service, key) not in self._clients:
+            session = self._sessions.setdefault(key, boto3.session.Session(key, "secret", region_name=REGION))
+            self._clients[service, key] = session.client(service, endpoint_url=self.endpoint)
+        return self._clients[service, key]
 
     def settings(self, **values: Any) -> None:
         """Turn knobs; those of `sagemaker.settings.Settings`."""
         self._control("settings", values)
+
+    def hide(self, *packages: str) -> None:
+        """Hide packages of this Python environment from the jobs of a test, if there are namespaces to hide them in."""
+        folders = []
+        for package in packages:
+            spec = importlib.util.find_spec(package)
+            folders += list(spec.submodule_search_locations or []) if spec else []
+        self.settings(hidden=folders)
 
     def interrupt(self, job: str) -> bool:
         """Take the instances of a managed spot job away; return whether it was at work."""
@@ -101,17 +115,28 @@ class SageMaker:
 
     def lines(self, name: str) -> list[str]:
         """Return the lines of a job that can be read by now, stream by stream."""
+        return [line for lines in self.streams(name).values() for line in lines]
+
+    def streams(self, name: str) -> dict[str, list[str]]:
+        """Return the lines of a job that can be read by now, by the names of their streams."""
         logs = self.client("logs")
         try:
-            group = "/aws/sagemaker/TrainingJobs"
-            found = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=f"{name}/")["logStreams"]
+            found = logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix=f"{name}/")["logStreams"]
         except logs.exceptions.ResourceNotFoundException:
-            return []
-        texts = []
-        for stream in found:
-            answer = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True)
-            texts += [event["message"] for event in answer["events"]]
+            return {}
+        texts = {}
+        for stream in [item["logStreamName"] for item in found]:
+            answer = logs.get_log_events(logGroupName=GROUP, logStreamName=stream, startFromHead=True)
+            texts[stream] = [event["message"] for event in answer["events"]]
         return texts
+
+    def all_lines(self, name: str, timeout: float = 60) -> list[str]:
+        """Return all lines of a job, once it has ended and they can be read."""
+        deadline = time.monotonic() + timeout
+        while not self._control("delivered", {"job": name})["delivered"]:
+            assert time.monotonic() < deadline, f"{name} is {self.job(name)['SecondaryStatus']} after {timeout} s"
+            time.sleep(0.02)
+        return self.lines(name)
 
     def put(self, files: Mapping[str, bytes | str], bucket: str = "") -> None:
         """Put objects into the bucket."""

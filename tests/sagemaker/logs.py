@@ -34,7 +34,13 @@ class LogStream:
         self._written: deque[tuple[float, str]] = deque()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        threading.Thread(target=self._deliver, daemon=True).start()
+        self._deliverer = threading.Thread(target=self._deliver, daemon=True)
+        self._deliverer.start()
+
+    @property
+    def delivered(self) -> bool:
+        """Whether all lines of the host's whole life can be read."""
+        return not self._deliverer.is_alive()
 
     def wait_for_end(self) -> None:
         """Wait until all output is read, though not until it is delivered."""

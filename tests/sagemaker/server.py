@@ -1,4 +1,4 @@
-"""The server: it records each request, plays the planned faults, answers for training jobs and leaves the rest to moto."""
+"""The server: records requests, plays the planned faults, answers for training jobs and leaves the rest to moto."""
 
 from __future__ import annotations
 
@@ -102,6 +102,8 @@ class Application:
             self.settings.change(given)
         elif verb == "interrupt":
             return json_answer({"interrupted": self.jobs.interrupt(given["job"])})
+        elif verb == "delivered":
+            return json_answer({"delivered": self.jobs.delivered(given["job"])})
         elif verb == "reset":
             self.jobs.forget_all()
             self.settings.restore()

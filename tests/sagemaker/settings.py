@@ -34,7 +34,7 @@ class Settings:
     lost_replies: dict[str, int] = field(default_factory=dict)
     # Action -> how many of its next answers have one bit of their body flipped.
     corrupted: dict[str, int] = field(default_factory=dict)
-    # Folders of this machine that jobs see empty, such as the source of a package installed as editable.
+    # Folders that jobs do not see: packages of the Python environment, the source of one installed as editable.
     hidden: list[str] = field(default_factory=list)
     # Service quotas of the account: name -> value ("ml.p3.2xlarge for training job usage").
     quotas: dict[str, float] = field(default_factory=dict)

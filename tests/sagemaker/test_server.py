@@ -9,7 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, FlexibleChecksumError
 
 from sagemaker.fixture import SageMaker
 
@@ -55,6 +55,16 @@ def shell(text: str) -> dict[str, Any]:
     }
 
 
+def program(sagemaker: SageMaker, interpreter: str, text: str) -> dict[str, Any]:
+    """Return the fields of a job that runs a program from a channel (an argument cannot hold several lines)."""
+    sagemaker.put({"program/run": text})
+    entry = {"ContainerEntrypoint": [interpreter], "ContainerArguments": ["/opt/ml/input/data/program/run"]}
+    return {
+        "AlgorithmSpecification": {"TrainingImage": "image", "TrainingInputMode": "File"} | entry,
+        "InputDataConfig": [channel(sagemaker, "program", "program/")],
+    }
+
+
 def channel(sagemaker: SageMaker, name: str, prefix: str, **changes: Any) -> dict[str, Any]:
     uri = f"s3://{sagemaker.bucket}/{prefix}"
     sharding = changes.pop("S3DataDistributionType", "FullyReplicated")
@@ -83,6 +93,12 @@ except OSError as error:
 """
 
 
+@pytest.fixture(autouse=True)
+def without_torch(sagemaker: SageMaker) -> None:
+    """The toolkit imports torch if it can, which takes seconds."""
+    sagemaker.hide("torch")
+
+
 def test_a_good_job(sagemaker: SageMaker) -> None:
     sagemaker.put({"data/train/a.txt": "from S3", "data/test/b": "", "data/test/c": ""})
     job = request(sagemaker, GOOD, Environment={"GREETING": "hello"})
@@ -93,5 +109,272 @@ def test_a_good_job(sagemaker: SageMaker) -> None:
     assert "ModelArtifacts" not in sagemaker.job("job-1")
 
     done = sagemaker.ended("job-1")
-    assert done["TrainingJobStatus"] == "Completed", (done, sagemaker.lines("job-1"))
-    print(done, sagemaker.lines("job-1"))
+    lines = sagemaker.all_lines("job-1")
+    assert done["TrainingJobStatus"] == "Completed", lines
+    transitions = [step["Status"] for step in done["SecondaryStatusTransitions"]]
+    assert transitions == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    assert [(metric["MetricName"], metric["Value"]) for metric in done["FinalMetricDataList"]] == [("loss", 0.25)]
+    assert {name: done[name] for name in ("Environment", "HyperParameters")} == {
+        name: job[name] for name in ("Environment", "HyperParameters")
+    }
+    assert "['b', 'c']" in lines
+    inputs = json.loads(next(line for line in lines if line.startswith('{"train"')))
+    assert inputs["test"] == {
+        "TrainingInputMode": "File",
+        "S3DistributionType": "FullyReplicated",
+        "RecordWrapperType": "None",
+        "ContentType": "text/plain",
+    }
+    assert ("[Errno 30] Read-only file system: '/opt/ml/input/data/test/new'" in lines) == sagemaker.isolated
+
+    model = f"s3://{sagemaker.bucket}/jobs/job-1/output/model.tar.gz"
+    assert done["ModelArtifacts"] == {"S3ModelArtifacts": model}
+    assert sagemaker.archive("jobs/job-1/output/model.tar.gz") == {"model.txt": b"from S3"}
+    assert sagemaker.archive("jobs/job-1/output/output.tar.gz") == {"out.txt": b"hello"}
+    tags = sagemaker.client("sagemaker").list_tags(ResourceArn=done["TrainingJobArn"])["Tags"]
+    assert tags == [{"Key": "who", "Value": "me"}]
+    assert "GetObject" in sagemaker.actions("job")
+    assert sagemaker.requests() == []
+
+
+TWO_HOSTS = """
+set -e
+cd /opt/ml
+host=$(grep -o '"current_host": "[^"]*"' input/config/resourceconfig.json | cut -d'"' -f4)
+ls input/data/shards > model/$host.txt
+echo same > model/same.txt
+getent hosts algo-1 algo-2 | tr -s ' '
+echo $host 1
+sleep 0.3
+echo $host 2
+"""
+
+
+def test_two_hosts(sagemaker: SageMaker) -> None:
+    if not sagemaker.isolated:
+        pytest.skip("the shell names /opt/ml")
+    sagemaker.put({f"shards/{number}": "" for number in range(3)})
+    job = request(sagemaker, **program(sagemaker, "sh", TWO_HOSTS))
+    job["ResourceConfig"]["InstanceCount"] = 2
+    job["InputDataConfig"] += [channel(sagemaker, "shards", "shards", S3DataDistributionType="ShardedByS3Key")]
+    create(sagemaker, **job)
+    sagemaker.all_lines("job-1")
+    model = sagemaker.archive("jobs/job-1/output/model.tar.gz")
+    assert model == {"algo-1.txt": b"0\n2\n", "algo-2.txt": b"1\n", "same.txt": b"same\n"}
+    streams = sagemaker.streams("job-1")
+    assert [name.rpartition("-")[0] for name in streams] == ["job-1/algo-1", "job-1/algo-2"]
+    names = ["127.0.0.1 algo-1", "127.0.0.2 algo-2"]
+    assert list(streams.values()) == [[*names, f"{host} 1", f"{host} 2"] for host in ("algo-1", "algo-2")]
+
+
+def test_lines_can_be_read_late_and_after_the_end(sagemaker: SageMaker) -> None:
+    sagemaker.settings(log_delay=1.0)
+    create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell("echo one; echo; printf 'a\\rb\\377'")))
+    assert sagemaker.ended("job-1")["TrainingJobStatus"] == "Completed"
+    assert sagemaker.lines("job-1") == []
+    assert sagemaker.all_lines("job-1") == ["one", " ", "a\rb\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("commands", "reason"),
+    [
+        ("echo 'it broke' > /opt/ml/output/failure; exit 3", "AlgorithmError: it broke\n, exit code: 3"),
+        ("yes x | head -c 5000 > /opt/ml/output/failure; exit 1", None),
+    ],
+)
+def test_a_failure(commands: str, reason: str | None, sagemaker: SageMaker) -> None:
+    if not sagemaker.isolated:
+        pytest.skip("the shell names /opt/ml")
+    create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell(commands)))
+    done = sagemaker.ended("job-1")
+    assert done["TrainingJobStatus"] == done["SecondaryStatus"] == "Failed"
+    assert done["FailureReason"] == reason or reason is None
+    assert len(done["FailureReason"]) <= 1024
+    assert "ModelArtifacts" not in done
+
+
+def test_a_failing_script_and_missing_data(sagemaker: SageMaker) -> None:
+    create(sagemaker, **request(sagemaker, "raise ValueError('my own words')"))
+    missing = request(sagemaker, AlgorithmSpecification=shell("true"), name="job-2")
+    create(sagemaker, **missing, InputDataConfig=[channel(sagemaker, "train", "nothing/here")])
+    assert sagemaker.ended("job-2")["FailureReason"].startswith(
+        f'ClientError: Data download failed:No S3 objects found under S3 URL "s3://{sagemaker.bucket}/nothing/here"'
+    )
+    reason = sagemaker.ended("job-1")["FailureReason"]
+    assert reason.startswith("AlgorithmError: ExecuteUserScriptError:\nExitCode 1\n")
+    assert "my own words" in reason
+    assert reason.endswith(", exit code: 1")
+
+
+WAITS = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("/opt/ml/model/saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print("waiting")
+time.sleep(60)
+"""
+
+
+def test_sigterm_reaches_pid_1_only(sagemaker: SageMaker) -> None:
+    sagemaker.settings(grace=0.5)
+    create(sagemaker, **request(sagemaker, WAITS))
+    create(sagemaker, **request(sagemaker, name="job-2", **program(sagemaker, "python", WAITS)))
+    for name in ("job-1", "job-2"):
+        wait_for_line(sagemaker, name, "waiting")
+        sagemaker.client("sagemaker").stop_training_job(TrainingJobName=name)
+    # `train` is PID 1, has no handler and passes nothing on: the script never hears of it.
+    ignored = sagemaker.ended("job-1")
+    assert (ignored["TrainingJobStatus"], ignored["SecondaryStatus"]) == ("Stopped", "Stopped")
+    assert "ModelArtifacts" not in ignored
+    if sagemaker.isolated:
+        assert "ModelArtifacts" in sagemaker.ended("job-2")
+    with pytest.raises(ClientError, match=r"ValidationException.* is in status Stopped"):
+        sagemaker.client("sagemaker").stop_training_job(TrainingJobName="job-1")
+
+
+def wait_for_line(sagemaker: SageMaker, job: str, line: str) -> None:
+    for _ in range(1000):
+        if line in sagemaker.lines(job):
+            return
+    raise AssertionError(sagemaker.job(job), sagemaker.lines(job))
+
+
+def test_the_longest_time(sagemaker: SageMaker) -> None:
+    sagemaker.settings(grace=0.1)
+    stopping = {"MaxRuntimeInSeconds": 1}
+    job = request(sagemaker, AlgorithmSpecification=shell("sleep 60"), StoppingCondition=stopping)
+    create(sagemaker, **job)
+    done = sagemaker.ended("job-1")
+    assert (done["TrainingJobStatus"], done["SecondaryStatus"]) == ("Stopped", "MaxRuntimeExceeded")
+
+
+SPOT = """
+cd /opt/ml/checkpoints
+cat state config 2>/dev/null
+if [ -e state ]; then rm old; echo resumed > ../model/how; exit; fi
+echo first > state; touch old; cat ../input/config/checkpointconfig.json; echo
+sleep 1
+echo ready; sleep 60
+"""
+
+
+def spot(sagemaker: SageMaker, commands: str, wait: int = 60) -> dict[str, Any]:
+    return request(
+        sagemaker,
+        **program(sagemaker, "sh", commands),
+        EnableManagedSpotTraining=True,
+        StoppingCondition={"MaxRuntimeInSeconds": min(60, wait), "MaxWaitTimeInSeconds": wait},
+        CheckpointConfig={"S3Uri": f"s3://{sagemaker.bucket}/checkpoints/job-1"},
+    )
+
+
+def test_an_interrupted_spot_job_starts_again_with_its_checkpoints(sagemaker: SageMaker) -> None:
+    if not sagemaker.isolated:
+        pytest.skip("the shell names /opt/ml")
+    sagemaker.settings(grace=0.1, interrupt_at="ready")
+    create(sagemaker, **spot(sagemaker, SPOT))
+    done = sagemaker.ended("job-1")
+    assert done["TrainingJobStatus"] == "Completed"
+    attempt = ["Starting", "Downloading", "Training"]
+    transitions = [step["Status"] for step in done["SecondaryStatusTransitions"]]
+    assert transitions == [*attempt, "Interrupted", *attempt, "Uploading", "Completed"]
+    assert done["BillableTimeInSeconds"] < done["TrainingTimeInSeconds"]
+    sagemaker.all_lines("job-1")
+    first, second = sagemaker.streams("job-1").values()
+    assert first == ['{"LocalPath": "/opt/ml/checkpoints"}', "ready"]
+    assert second == ["first"]
+    assert sagemaker.archive("jobs/job-1/output/model.tar.gz") == {"how": b"resumed\n"}
+    assert sagemaker.objects("checkpoints/") == {"checkpoints/job-1/state": b"first\n"}
+    assert not sagemaker.interrupt("job-1")
+
+
+def test_capacity(sagemaker: SageMaker) -> None:
+    sagemaker.settings(without_capacity=["ml.m5.large"], log_delay=0)
+    create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell("true")))
+    reason = sagemaker.ended("job-1")["FailureReason"]
+    assert reason.startswith("CapacityError: Unable to provision requested ML compute capacity.")
+
+    preferences = [{"InstanceType": name, "InstanceCount": 1} for name in ("ml.m5.large", "ml.m5.xlarge")]
+    job = request(sagemaker, AlgorithmSpecification=shell("true"), name="job-2")
+    job["ResourceConfig"] = {"InstancePreferences": preferences, "VolumeSizeInGB": 30}
+    create(sagemaker, **job)
+    assert sagemaker.ended("job-2")["ResourceConfig"]["SelectedInstanceType"] == "ml.m5.xlarge"
+
+    create(sagemaker, **spot(sagemaker, "true", wait=1) | {"TrainingJobName": "job-3"})
+    assert sagemaker.ended("job-3")["SecondaryStatus"] == "MaxWaitTimeExceeded"
+
+
+def test_requests_are_validated(sagemaker: SageMaker) -> None:
+    job = request(sagemaker, name="two words", HyperParameters={"a": "x" * 2501}, RoleArn="arn:aws:iam::role/too-short")
+    job["ResourceConfig"]["InstanceType"] = "ml.p3.2xlarg"
+    job["Environment"] = {"A-B": "c"}
+    with pytest.raises(ClientError, match="5 validation errors detected") as caught:
+        create(sagemaker, **job)
+    text = str(caught.value)
+    assert "ValidationException" in text
+    for place in (
+        "trainingJobName",
+        "hyperParameters.a.member",
+        "environment.key",
+        "roleArn",
+        "resourceConfig.instanceType",
+    ):
+        assert f"at '{place}' failed to satisfy constraint" in text
+    without_wait = spot(sagemaker, "true") | {"StoppingCondition": {"MaxRuntimeInSeconds": 60}}
+    with pytest.raises(ClientError, match="MaxWaitTimeInSeconds"):
+        create(sagemaker, **without_wait)
+    with pytest.raises(ClientError, match="ValidationException.*Requested resource not found"):
+        sagemaker.job("job-1")
+
+
+def test_names_are_unique_and_jobs_are_listed(sagemaker: SageMaker) -> None:
+    for number in range(3):
+        create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell("true"), name=f"job-{number}"))
+    with pytest.raises(ClientError, match=r"ResourceInUse.*job-0"):
+        create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell("true"), name="job-0"))
+    client = sagemaker.client("sagemaker")
+    listed = client.get_paginator("list_training_jobs").paginate(
+        NameContains="job", SortOrder="Descending", PaginationConfig={"PageSize": 2}
+    )
+    pages = [[job["TrainingJobName"] for job in page["TrainingJobSummaries"]] for page in listed]
+    assert pages == [["job-2", "job-1"], ["job-0"]]
+    sagemaker.ended("job-1")
+    done = client.list_training_jobs(NameContains="-1", StatusEquals="Completed")["TrainingJobSummaries"]
+    assert [job["TrainingJobName"] for job in done] == ["job-1"]
+
+
+def test_faults(sagemaker: SageMaker) -> None:
+    patient = boto3.session.Session()
+    sagemaker.settings(lost_replies={"CreateTrainingJob": 1}, throttled={"DescribeTrainingJob": 1})
+    job = request(sagemaker, AlgorithmSpecification=shell("true"))
+    with pytest.raises(ClientError, match="ResourceInUse"):
+        patient.client("sagemaker").create_training_job(**job)
+    assert patient.client("sagemaker").describe_training_job(TrainingJobName="job-1")["TrainingJobName"] == "job-1"
+    assert sagemaker.actions() == [*["CreateTrainingJob"] * 2, *["DescribeTrainingJob"] * 2]
+
+    sagemaker.settings(expired_keys=["AKIASMKITCLIENT00000"])
+    with pytest.raises(ClientError, match=r"\(ExpiredTokenException\)"):
+        patient.client("sagemaker").list_training_jobs()
+    for service, call in (("s3", "list_buckets"), ("sts", "get_caller_identity")):
+        with pytest.raises(ClientError, match=r"\(ExpiredToken\)"):
+            getattr(patient.client(service), call)()
+
+
+def test_the_owner_of_a_bucket_is_checked(sagemaker: SageMaker) -> None:
+    sagemaker.make_foreign_bucket("sniped")
+    s3 = boto3.session.Session().client("s3")
+    for bucket, owner in (("sniped", sagemaker.account), (sagemaker.bucket, "999999999999")):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            s3.put_object(Bucket=bucket, Key="key", Body=b"", ExpectedBucketOwner=owner)
+        with pytest.raises(ClientError, match="403"):
+            s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=owner)
+    s3.put_object(Bucket=sagemaker.bucket, Key="a", Body=b"abc", ExpectedBucketOwner=sagemaker.account)
+    assert not [request for request in sagemaker.requests() if request.lacks_expected_owner]
+    s3.list_buckets()
+    s3.get_object(Bucket=sagemaker.bucket, Key="a")
+    assert [request.action for request in sagemaker.requests() if request.lacks_expected_owner] == ["GetObject"]
+    sagemaker.settings(corrupted={"GetObject": 1})
+    with pytest.raises(FlexibleChecksumError):
+        s3.get_object(Bucket=sagemaker.bucket, Key="a")["Body"].read()

@@ -108,7 +108,7 @@ class TrainingJob:
         with self._lock:
             asked = {name: value for name, value in self.request.items() if name in known}
             switches = ("EnableNetworkIsolation", "EnableInterContainerTrafficEncryption", "EnableManagedSpotTraining")
-            answer = {name: False for name in switches} | asked | self._facts
+            answer = dict.fromkeys(switches, False) | asked | self._facts
             answer |= {
                 "TrainingJobArn": self.arn,
                 "TrainingJobStatus": self.status,

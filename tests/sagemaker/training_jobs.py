@@ -37,7 +37,14 @@ class ServiceClients:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
+        self._session = boto3.session.Session(KEYS["service"], "secret", region_name=REGION)
         self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Read the models of the services, before a job waits for it."""
+        training_job_faults({})
+        assert self.s3
+        assert self.logs
 
     @cached_property
     def s3(self) -> Any:
@@ -49,9 +56,8 @@ class ServiceClients:
 
     def _client(self, service: str) -> Any:
         with self._lock:
-            return boto3.session.Session(KEYS["service"], "secret", region_name=REGION).client(
-                service, endpoint_url=self._endpoint, config=Config(max_pool_connections=50)
-            )
+            config = Config(max_pool_connections=50)
+            return self._session.client(service, endpoint_url=self._endpoint, config=config)
 
 
 class TrainingJobs:
@@ -60,8 +66,9 @@ class TrainingJobs:
     def __init__(self, settings: Settings, folder: Path, endpoint: str, *, isolated: bool) -> None:
         self._settings, self._folder, self._endpoint, self._isolated = settings, folder, endpoint, isolated
         self._clients = ServiceClients(endpoint)
+        threading.Thread(target=self._clients.warm_up, daemon=True).start()
         self._jobs: dict[str, TrainingJob] = {}
-        self._executions: list[Execution] = []
+        self._executions: dict[str, Execution] = {}
         self._lock = threading.Lock()
         self.actions: dict[str, Callable[[Request], dict[str, Any]]] = {
             "CreateTrainingJob": self._create,
@@ -87,14 +94,18 @@ class TrainingJobs:
             job.interruption_asked.set()
         return at_work
 
+    def delivered(self, name: str) -> bool:
+        """Return whether the job has ended and all its lines can be read."""
+        return name not in self._executions or self._executions[name].delivered
+
     def forget_all(self) -> None:
         """End all jobs at once, and forget them."""
         with self._lock:
-            executions, self._executions = self._executions, []
+            executions, self._executions = self._executions, {}
             for job in self._jobs.values():
                 job.cancelled.set()
             self._jobs.clear()
-        for execution in executions:
+        for execution in executions.values():
             execution.join(timeout=30)
 
     def _create(self, request: Request) -> dict[str, Any]:
@@ -115,7 +126,7 @@ class TrainingJobs:
                 self._endpoint,
                 isolated=self._isolated,
             )
-            self._executions.append(execution)
+            self._executions[job.name] = execution
         execution.start()
         return {"TrainingJobArn": job.arn}
 
