@@ -155,13 +155,12 @@ def _saying(error: Exception, profile_name: str | None) -> _Saying:
 
 
 def _expired(error: Exception, code: str, option: str) -> _Saying:
+    fix = f"renew them as you got them, or with 'aws sso login{option}'; then repeat"
     if code in _SIGN_IN_AGAIN:
-        command = f"aws sso login{option}"
+        fix = f"'aws sso login{option}', then repeat"
     elif code.startswith("Login"):
-        command = f"aws login{option}"
-    else:
-        command = f"aws sso login{option}' or whatever gave you the keys; 'aws sts get-caller-identity{option}"
-    return _Saying(f"the AWS credentials have expired ({code}): {_message(error)}", f"renew them: '{command}'")
+        fix = f"'aws login{option}', then repeat"
+    return _Saying(f"the AWS credentials have expired ({code}): {_message(error)}", fix)
 
 
 def _denied(error: Exception, option: str) -> _Saying:

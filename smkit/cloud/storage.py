@@ -38,12 +38,14 @@ class Upload(NamedTuple):
     Args:
         key: The object's key.
         path: The file.
+        size: Its bytes.
         sha256: Its digest in hexadecimal digits, which S3 checks on arrival where the object is of one part.
         verify: Raises if the file is no longer what the digest was made of; called once all its bytes have left.
     """
 
     key: str
     path: Path
+    size: int
     sha256: str
     verify: Callable[[], None]
 
@@ -98,9 +100,7 @@ class Storage:
             except Exception as error:
                 if error_code(error) in _ABSENT:
                     return None
-                if error_code(error) in ("400", "403"):
-                    # An answer to HEAD has no body to say why; that to a list of this one key has.
-                    self.clients.s3.list_objects_v2(Prefix=key, MaxKeys=1, **self._place)
+                self._ask_why(error, key)
                 raise
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -161,10 +161,10 @@ class Storage:
         from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 
         # CRT, the other way to transfer, knows neither our time-outs nor our handlers.
-        size = max((upload.path.stat().st_size for upload in uploads), default=0)
+        biggest = max((upload.size for upload in uploads), default=0)
         config = TransferConfig(
             multipart_threshold=PART_BYTES + 1,
-            multipart_chunksize=max(PART_BYTES, -(-size // _MAX_PARTS)),
+            multipart_chunksize=max(PART_BYTES, -(-biggest // _MAX_PARTS)),
             max_concurrency=_THREADS,
             preferred_transfer_client="classic",
         )
@@ -235,6 +235,7 @@ class Storage:
                     return False
                 if error_code(error) == "403":
                     raise self._foreign_bucket() from error
+                self._ask_why(error, "")
                 raise
         region = found.get("BucketRegion") or self.clients.region
         if region != self.clients.region:
@@ -262,6 +263,11 @@ class Storage:
                 raise
         return True
 
+    def _ask_why(self, error: Exception, key: str) -> None:
+        """Raise the reason of a refused HEAD: the answer to it has no body to say it, that to a list has."""
+        if error_code(error) in ("400", "403"):
+            self.clients.s3.list_objects_v2(Prefix=key, MaxKeys=1, **self._place)
+
     def _foreign_bucket(self) -> ConfigurationError:
         return ConfigurationError(
             f"the bucket '{self.bucket}' belongs to another account than {self.owner}, or you may not list it",
@@ -277,19 +283,24 @@ class Storage:
         return aws_errors(doing, profile_name=self.clients.profile_name)
 
     def _extra(self, upload: Upload) -> dict[str, str]:
-        if upload.path.stat().st_size <= PART_BYTES:
+        if upload.size <= PART_BYTES:
             return {"ExpectedBucketOwner": self.owner, "ChecksumSHA256": _base64(bytes.fromhex(upload.sha256))}
         # Of several parts S3 takes no SHA-256 of the whole; there each part has its own.
         return {"ExpectedBucketOwner": self.owner, "ChecksumAlgorithm": "SHA256"}
 
     def _finish(self, upload: Upload, future: Any) -> None:
+        doing = f"upload of {upload.path} to {self.uri(upload.key)}"
         try:
-            with self._errors(f"upload of {upload.path} to {self.uri(upload.key)}"):
+            with self._errors(doing):
                 future.result()
-        except SmkitError:
+        except (SmkitError, OSError) as error:
             # A file that was changed or taken away gives an error of any kind; this one says so.
             upload.verify()
-            raise
+            if isinstance(error, SmkitError):
+                raise
+            raise ConfigurationError(
+                f"'{upload.path}' cannot be read: {error.strerror}", where=doing, fix="make it readable"
+            ) from error
         upload.verify()
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ what is missing goes up. This room knows neither jobs nor channels' settings.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,8 +67,7 @@ def address(name: str, files: Sequence[tuple[str, Path]], *, cache: Path | None 
     Raises:
         ConfigurationError: A file cannot be read, or changes while it is read.
     """
-    total = sum(path.stat().st_size for _, path in files)
-    line = TransferLine(f"hashing input '{name}'", total)
+    line = TransferLine(f"hashing input '{name}'", sum(_size(path) for _, path in files))
     try:
         digested = digest_files(sorted(files), cache=cache or default_cache(), advance=line.advance)
     finally:
@@ -103,16 +103,23 @@ def upload(data: LocalData, storage: Storage, *, prefix: str = "", cache: Path |
             fix="the job would read them too: delete them, with 'aws s3 rm'",
         )
     missing = [
-        Upload(key, file.path, file.sha256, file.verify)
+        Upload(key, file.path, file.stamp.size, file.sha256, file.verify)
         for key, file in wanted.items()
         if there.get(key) != file.stamp.size
     ]
     if missing:
         storage.ensure_bucket()
-        line = TransferLine(f"uploading input '{data.name}'", sum(wanted[item.key].stamp.size for item in missing))
+        line = TransferLine(f"uploading input '{data.name}'", sum(item.size for item in missing))
         try:
             storage.upload(missing, advance=line.advance)
         finally:
             line.end()
     remember(data.files, cache=cache or default_cache())
     return storage.uri(start)
+
+
+def _size(path: Path) -> int:
+    # Whatever is wrong with a file is said where it is read.
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
