@@ -15,6 +15,7 @@ from smkit.errors import JobError
 from smkit.log_view import LogLine
 from smkit.report import say
 
+_FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _SAID_AFTER_SECONDS = 20.0
 """A pause of this length is worth a word."""
@@ -77,7 +78,7 @@ class Watch:
     last_description: Mapping[str, Any] = field(default_factory=dict, init=False)
     _trouble_since: float | None = field(default=None, init=False)
     _trouble_is_said: bool = field(default=False, init=False)
-    _pause: float = field(default=1.0, init=False)
+    _pause: float = field(default=0.0, init=False)
 
     def lines(self, source: Iterator[LogLine | None]) -> Iterator[LogLine | None]:
         """Yield what `source` yields to the last line of the ended job; None whenever there is no news.
@@ -105,7 +106,7 @@ class Watch:
             except OutOfReach as error:
                 yield from self._out_of_reach(error)
                 continue
-            self._trouble_since, self._pause = None, 1.0
+            self._trouble_since = None
             if line is not None:
                 last_news = time.monotonic()
                 yield line
@@ -122,7 +123,7 @@ class Watch:
         """Pause, twice as long each time, in slices that a deadline can fall into."""
         now = time.monotonic()
         if self._trouble_since is None:
-            self._trouble_since, self._trouble_is_said = now, False
+            self._trouble_since, self._trouble_is_said, self._pause = now, False, _FIRST_PAUSE_SECONDS
         waited = now - self._trouble_since
         if error.patience_seconds is not None and waited > error.patience_seconds:
             raise JobError(
