@@ -235,7 +235,8 @@ def test_nine_mistakes_are_nine_findings() -> None:
         spot=True,
         max_hours=1000,
         retries=99,
-        inputs={"my data": "s3://data/train", "test": "data/test"},
+        inputs={"test": "data/test"},
+        tags={"cost$": "1"},
         environment={"TOKEN": "x" * 600},
         request={"VpcConfg": {}},
     )
@@ -308,7 +309,11 @@ def test_nine_mistakes_are_nine_findings() -> None:
             "request ResourceConfig: InstanceType and InstancePreferences exclude each other; set one of them to None",
         ),
         ({"request": {"RoelArn": "x"}}, "request RoelArn: there is no such field; did you mean 'RoleArn'?"),
-        ({"role": None}, "role: is missing"),
+        ({"role": "SageMaker"}, "role 'SageMaker': 9 characters, and at least 20 are needed"),
+        (
+            {"request": {"EnableNetworkIsolation": True}, "inputs": {f"i{n}": "s3://b/c" for n in range(20)}},
+            "inputs: 21 entries, and at most 20 are taken",
+        ),
         ({"tags": {"cost$": "1"}}, r"tag 'cost$': does not match ([\p{L}\p{Z}\p{N}_.:/=+\-@]*)"),
         ({"tags": {"cost": "1$"}}, r"tag 'cost' '1$': does not match ([\p{L}\p{Z}\p{N}_.:/=+\-@]*)"),
         (
@@ -329,6 +334,23 @@ def test_nine_mistakes_are_nine_findings() -> None:
 )
 def test_each_mistake_is_said_once_in_the_words_of_launch(changes: dict[str, Any], problem: str) -> None:
     assert problems(**changes) == [problem]
+
+
+def test_the_platforms_own_hyperparameters_count_too() -> None:
+    values = {f"k{number}": "x" * 2441 for number in range(49)}
+    (found,) = problems(hyperparameters=values)
+    assert found == (
+        "hyperparameters: 120,019 bytes with the platform's own, and the toolkit can hand on 120,000; "
+        "put the large ones into a file in a channel"
+    )
+
+
+def test_what_could_not_be_found_is_left_out_so_that_the_rest_is_checked() -> None:
+    given = arguments(instance_type="ml.p2.xlarge", max_hours=0)
+    request = build(given, image=None, source_uri=None, role=None)
+    assert "TrainingImage" not in request["AlgorithmSpecification"]
+    found = request_problems(request, given, model=model(), image=None, has_setup_py=False, has_requirements=False)
+    assert found == ["max_hours 0: more than 0 and at most 672 (28 days)"]
 
 
 @pytest.mark.parametrize(
@@ -402,6 +424,17 @@ def test_patterns_of_java_are_read() -> None:
     assert tag("k" * 129) == tag("") == ["size"]
 
 
+def test_a_pattern_that_python_cannot_read_refuses_nothing() -> None:
+    from botocore.model import ShapeResolver
+
+    shapes = {
+        "Odd": {"type": "structure", "members": {"name": {"shape": "Name"}, "time": {"shape": "Time"}}},
+        "Name": {"type": "string", "pattern": r"[\p{Greek}]+"},
+        "Time": {"type": "timestamp"},
+    }
+    assert ServiceModel(ShapeResolver(shapes).get_shape_by_name("Odd")).check({"name": "x", "time": TODAY}) == []
+
+
 def test_choices_are_found_by_the_path_of_a_field() -> None:
     assert "ml.p3.2xlarge" in model().enum("ResourceConfig.InstanceType")
     assert model().enum("InputDataConfig.InputMode") == ["Pipe", "File", "FastFile"]
@@ -451,5 +484,5 @@ def test_whatever_launch_was_given_the_answer_is_texts(
     found = request_problems(built, given, model=model(), image=image(given), **flags)
     assert all(isinstance(text, str) and ": " in text and "\n" not in text for text in found)
     assert all(isinstance(text, str) for text in request_warnings(given, image=image(given), today=TODAY, **flags))
-    # What passes here passes botocore's own check too; the environment has been checked before.
-    assert found or is_valid({**built, "Environment": {}})
+    # What passes here passes botocore's own check too; role and environment are looked at before.
+    assert found or is_valid({"RoleArn": ROLE, **built, "Environment": {}})

@@ -126,7 +126,7 @@ def _model_problems(request: Mapping[str, Any], arguments: LaunchArguments, mode
             continue
         if _is_written(finding.path, arguments.request):
             yield f"request {finding}"
-        elif not _is_said_elsewhere(finding):
+        elif not _is_said_elsewhere(finding, arguments):
             subject = _subject(finding.path, request)
             value = finding.value and f" {finding.value}"
             yield f"{subject.removesuffix(value)}{value}: {finding.fault}"
@@ -143,15 +143,19 @@ def _is_written(path: Sequence[Part], changes: object) -> bool:
     return True
 
 
-def _is_said_elsewhere(finding: Finding) -> bool:
-    """Whether the argument itself has been checked: its own unit or rule says it better."""
-    head = tuple(finding.path[:2])
+def _is_said_elsewhere(finding: Finding, arguments: LaunchArguments) -> bool:
+    """Whether the argument itself has been checked, here or before: its own unit or rule says it better."""
+    path, rule = tuple(finding.path), finding.rule
+    if path[0] == "InputDataConfig":
+        too_many = len(arguments.inputs) > contract.MAX_CHANNELS
+        return too_many if len(path) == 1 else rule == "type" or path[-1] in ("ChannelName", "InputMode")
     return (
-        head[:1] in (("RetryStrategy",), ("StoppingCondition",))
-        or (head[:1] == ("TrainingJobName",) and finding.rule in ("size", "pattern"))
-        or head == ("ResourceConfig", "KeepAlivePeriodInSeconds")
-        or (head == ("ResourceConfig", "InstanceCount") and finding.rule == "range")
-        or (head[:1] == ("Environment",) and finding.rule in ("type", "pattern"))
+        path[0] in ("RetryStrategy", "StoppingCondition")
+        or path[:2] == ("ResourceConfig", "KeepAlivePeriodInSeconds")
+        or (path == ("ResourceConfig", "InstanceCount") and rule == "range")
+        or (path == ("RoleArn",) and rule == "required")
+        or (path[0] == "TrainingJobName" and rule in ("size", "pattern"))
+        or (path[0] == "Environment" and rule in ("type", "pattern"))
     )
 
 
@@ -165,8 +169,7 @@ def _subject(path: Sequence[Part], request: Mapping[str, Any]) -> str:
         return f"{word} '{path[1]}'"
     if word == "input" and len(path) > 1:
         channel = request["InputDataConfig"][path[1]]["ChannelName"]
-        rest = "" if path[-1] == "ChannelName" else f" {dotted(path[2:])}"
-        return f"input {shown(channel)}{rest}"
+        return f"input {shown(channel)} {dotted(path[2:])}"
     if word == "tag" and len(path) > 1:
         return f"tag {shown(request['Tags'][path[1]]['Key'])}" if path[-1] != "Key" else "tag"
     names = {"environment": "environment", "hyperparameter": "hyperparameters", "input": "inputs", "tag": "tags"}
