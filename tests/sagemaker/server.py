@@ -14,7 +14,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from moto.s3.models import s3_backends
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from sagemaker import price_list
+from sagemaker import checksums, other_services
 from sagemaker.container import namespaces_are_to_be_had
 from sagemaker.settings import Settings
 from sagemaker.training_jobs import RefusedError, TrainingJobs
@@ -22,7 +22,7 @@ from sagemaker.wire import Answer, Request, error, json_answer, read_request
 
 # The door through which tests turn the knobs; AWS has none of the kind.
 CONTROL = "/_tests/"
-_REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 503: "Slow Down"}
+_REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 501: "Not Implemented", 503: "Slow Down"}
 
 StartResponse = Callable[..., Any]
 
@@ -55,10 +55,13 @@ class Application:
             return _send(refusal, start_response)
         lost = self.settings.use_up("lost_replies", request.action)
         corrupted = self.settings.use_up("corrupted", request.action)
+        damage = checksums.refusal_of_damage(request, environ, corrupted=corrupted)
+        if damage:
+            return _send(damage, start_response)
         answer = self._answer(request, environ, (lambda *_: None) if lost else start_response)
         if lost:
             _drop_connection(answer, environ)
-        return _flip_one_bit(answer) if corrupted else answer
+        return [checksums.flip_one_bit(b"".join(answer))] if corrupted else answer
 
     def _planned_refusal(self, request: Request) -> Answer | None:
         if request.access_key in self.settings.expired_keys:
@@ -75,16 +78,20 @@ class Application:
 
     def _answer(self, request: Request, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         answer = self._own_answer(request)
-        return self._moto(environ, start_response) if answer is None else _send(answer, start_response)
+        if answer is not None:
+            return _send(answer, start_response)
+        try:
+            return self._moto(environ, start_response)
+        except NotImplementedError as missing:
+            return _send(error(request, "NotImplemented", f"moto: {missing}", 501), start_response)
 
     def _own_answer(self, request: Request) -> Answer | None:
         # None: the request is moto's to answer.
         if request.service == "s3":
             return _owner_refusal(request)
-        if request.action == "GetProducts":
-            return json_answer(price_list.products(request))
-        if request.action == "ListServiceQuotas" and request.parameters.get("ServiceCode") == "sagemaker":
-            return json_answer(price_list.quotas(request, self.settings))
+        answer = other_services.answer(request, self.settings)
+        if answer:
+            return answer
         if not self.jobs.answers(request):
             return None
         try:
@@ -127,13 +134,6 @@ def _send(answer: Answer, start_response: StartResponse) -> Iterable[bytes]:
     headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
     start_response(f"{answer.status} {_REASONS[answer.status]}", headers)
     return [answer.body]
-
-
-def _flip_one_bit(answer: Iterable[bytes]) -> Iterable[bytes]:
-    body = bytearray(b"".join(answer))
-    if body:
-        body[len(body) // 2] ^= 1
-    return [bytes(body)]
 
 
 def _drop_connection(answer: Iterable[bytes], environ: dict[str, Any]) -> None:

@@ -32,10 +32,12 @@ class Settings:
     expired_keys: list[str] = field(default_factory=list)
     # Action -> how many of its next calls are carried out and then get no answer.
     lost_replies: dict[str, int] = field(default_factory=dict)
-    # Action -> how many of its next answers have one bit of their body flipped.
+    # Action of S3 -> how many of its next calls have one bit flipped on the way: of what is put, or of what is got.
     corrupted: dict[str, int] = field(default_factory=dict)
     # Folders that jobs do not see: packages of the Python environment, the source of one installed as editable.
     hidden: list[str] = field(default_factory=list)
+    # What the policies of every role and user deny: IAM's SimulatePrincipalPolicy says so.
+    denied: list[str] = field(default_factory=list)
     # Service quotas of the account: name -> value ("ml.p3.2xlarge for training job usage").
     quotas: dict[str, float] = field(default_factory=dict)
 

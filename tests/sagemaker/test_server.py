@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError, FlexibleChecksumError
 
-from sagemaker.fixture import SageMaker
+from sagemaker.fixture import SageMaker, start_server
 
 pytestmark = [pytest.mark.aws, pytest.mark.toolkit]
 
@@ -85,7 +87,7 @@ pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], "out.txt").write_text(os.environ[
 print("loss=0.75")
 print("loss=0.25")
 print(test)
-print(pathlib.Path("/opt/ml/input/config/inputdataconfig.json").read_text())
+print(pathlib.Path(os.environ["SM_INPUT_CONFIG_DIR"], "inputdataconfig.json").read_text())
 try:
     pathlib.Path(os.environ["SM_CHANNEL_TEST"], "new").touch()
 except OSError as error:
@@ -135,6 +137,53 @@ def test_a_good_job(sagemaker: SageMaker) -> None:
     assert tags == [{"Key": "who", "Value": "me"}]
     assert "GetObject" in sagemaker.actions("job")
     assert sagemaker.requests() == []
+
+
+CONTAINER = """
+cd "$(dirname "$0")"
+echo $$ $(pwd) $(ls -d /opt/*)
+python -c 'import torch'
+echo x > $(python -c 'import sys; print(sys.prefix)')/of-the-job || true
+python -c 'import os, urllib.request; urllib.request.urlopen(os.environ.get("AWS_ENDPOINT_URL", "SERVER"), timeout=1)'
+echo "$AWS_REGION $TRAINING_JOB_NAME"
+mkdir -p /opt/ml/output/tensorboard && echo event > /opt/ml/output/tensorboard/events
+echo model > /opt/ml/model/model.txt
+"""
+
+
+def test_the_container(sagemaker: SageMaker) -> None:
+    if not sagemaker.isolated:
+        pytest.skip("needs namespaces")
+    job = request(sagemaker, **program(sagemaker, "sh", CONTAINER.replace("SERVER", sagemaker.endpoint)))
+    job["TensorBoardOutputConfig"] = {"S3OutputPath": f"s3://{sagemaker.bucket}/board"}
+    job["OutputDataConfig"]["CompressionType"] = "NONE"
+    create(sagemaker, **job, EnableNetworkIsolation=True)
+    lines = sagemaker.all_lines("job-1")
+    mine = [str(path) for path in Path("/opt").glob("*/") if path.name != "ml"]
+    assert lines[0].split() == ["1", "/opt/ml/input/data/program", *sorted([*mine, "/opt/ml"])]
+    assert "ModuleNotFoundError: No module named 'torch'" in lines
+    assert any("Connection refused" in line for line in lines)
+    assert lines[-1] == "us-east-1 job-1"
+    assert not Path(sys.prefix, "of-the-job").exists()
+    assert sagemaker.objects("board") == {"board/job-1/tensorboard-output/events": b"event\n"}
+    assert sagemaker.objects("jobs") == {"jobs/job-1/output/model/model.txt": b"model\n"}
+    model = sagemaker.job("job-1")["ModelArtifacts"]["S3ModelArtifacts"]
+    assert model == f"s3://{sagemaker.bucket}/jobs/job-1/output/model/"
+
+
+def test_without_namespaces(tmp_path: Path) -> None:
+    process, account = start_server(tmp_path, "--without-namespaces")
+    account.start_afresh("without-namespaces")
+    assert not account.isolated
+    account.settings(grace=0.2)
+    text = "cd $SAGEMAKER_BASE_DIR; cat input/config/hyperparameters.json; echo; echo x > model/m; sleep 60 & wait"
+    create(account, **request(account, AlgorithmSpecification=shell(text), HyperParameters={"a": "1"}))
+    wait_for_line(account, "job-1", '{"a": "1"}')
+    account.client("sagemaker").stop_training_job(TrainingJobName="job-1")
+    assert account.ended("job-1")["TrainingJobStatus"] == "Stopped"
+    assert account.archive("jobs/job-1/output/model.tar.gz") == {"m": b"x\n"}
+    process.communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == []
 
 
 TWO_HOSTS = """
@@ -325,7 +374,7 @@ def test_requests_are_validated(sagemaker: SageMaker) -> None:
     without_wait = spot(sagemaker, "true") | {"StoppingCondition": {"MaxRuntimeInSeconds": 60}}
     with pytest.raises(ClientError, match="MaxWaitTimeInSeconds"):
         create(sagemaker, **without_wait)
-    with pytest.raises(ClientError, match="ValidationException.*Requested resource not found"):
+    with pytest.raises(ClientError, match=r"ValidationException.*Requested resource not found"):
         sagemaker.job("job-1")
 
 
@@ -362,6 +411,21 @@ def test_faults(sagemaker: SageMaker) -> None:
             getattr(patient.client(service), call)()
 
 
+def test_the_account_beside_sagemaker(sagemaker: SageMaker) -> None:
+    sagemaker.settings(quotas={"ml.p3.2xlarge for training job usage": 1.0}, denied=["s3:PutObject"])
+    quotas = sagemaker.client("service-quotas").list_service_quotas(ServiceCode="sagemaker")["Quotas"]
+    assert [(quota["QuotaName"], quota["Value"]) for quota in quotas] == [("ml.p3.2xlarge for training job usage", 1)]
+    filters = [{"Type": "TERM_MATCH", "Field": "instanceName", "Value": "ml.p3.2xlarge"}]
+    (product,) = sagemaker.client("pricing").get_products(ServiceCode="AmazonSageMaker", Filters=filters)["PriceList"]
+    assert '"USD": "3.825' in product
+    asked = ["s3:PutObject", "s3:GetObject"]
+    verdicts = sagemaker.client("iam").simulate_principal_policy(PolicySourceArn=sagemaker.role, ActionNames=asked)
+    found = {item["EvalActionName"]: item["EvalDecision"] for item in verdicts["EvaluationResults"]}
+    assert found == {"s3:PutObject": "explicitDeny", "s3:GetObject": "allowed"}
+    with pytest.raises(ClientError, match="NotImplemented"):
+        sagemaker.client("sagemaker").update_training_job(TrainingJobName="job-1")
+
+
 def test_the_owner_of_a_bucket_is_checked(sagemaker: SageMaker) -> None:
     sagemaker.make_foreign_bucket("sniped")
     s3 = boto3.session.Session().client("s3")
@@ -375,6 +439,8 @@ def test_the_owner_of_a_bucket_is_checked(sagemaker: SageMaker) -> None:
     s3.list_buckets()
     s3.get_object(Bucket=sagemaker.bucket, Key="a")
     assert [request.action for request in sagemaker.requests() if request.lacks_expected_owner] == ["GetObject"]
-    sagemaker.settings(corrupted={"GetObject": 1})
+    sagemaker.settings(corrupted={"GetObject": 1, "PutObject": 5})
+    with pytest.raises(ClientError, match="BadDigest"):
+        s3.put_object(Bucket=sagemaker.bucket, Key="a", Body=b"abc")
     with pytest.raises(FlexibleChecksumError):
         s3.get_object(Bucket=sagemaker.bucket, Key="a")["Body"].read()

@@ -53,6 +53,8 @@ class TrainingJob:
                 self.transitions[-1]["EndTime"] = now
             self.transitions.append({"Status": status, "StartTime": now, "StatusMessage": message})
             self.modified = now
+            if status == "Stopping":
+                self.status = status
 
     def ask_to_stop(self) -> str | None:
         """Begin to stop; return the status of a job that has ended already."""

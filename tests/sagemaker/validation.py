@@ -26,27 +26,30 @@ def training_job_faults(request: Mapping[str, Any]) -> str:
 
 
 def _model_faults(shape: Any, value: Any, place: str) -> Iterator[str]:
-    if shape.type_name == "structure":
-        for name in shape.required_members:
-            if value.get(name) is None:
-                yield _fault("null", _member(place, name), "Member must not be null")
-        for name, item in value.items():
-            if name in shape.members:
-                yield from _model_faults(shape.members[name], item, _member(place, name))
-    elif shape.type_name == "list":
+    if shape.type_name in ("string", "list", "map"):
         yield from _size_faults(shape, value, place)
-        for position, item in enumerate(value, 1):
-            yield from _model_faults(shape.member, item, f"{place}.{position}.member")
-    elif shape.type_name == "map":
-        yield from _size_faults(shape, value, place)
-        for name, item in value.items():
-            yield from _model_faults(shape.key, name, f"{place}.key")
-            yield from _model_faults(shape.value, item, f"{place}.{name}.member")
-    elif shape.type_name == "string":
-        yield from _size_faults(shape, value, place)
+    if shape.type_name == "string":
         yield from _text_faults(shape, value, place)
     elif shape.type_name in ("integer", "long", "float", "double"):
         yield from _range_faults(shape, value, place)
+    elif shape.type_name == "list":
+        for position, item in enumerate(value, 1):
+            yield from _model_faults(shape.member, item, f"{place}.{position}.member")
+    elif shape.type_name == "map":
+        for name, item in value.items():
+            yield from _model_faults(shape.key, name, f"{place}.key")
+            yield from _model_faults(shape.value, item, f"{place}.{name}.member")
+    elif shape.type_name == "structure":
+        yield from _structure_faults(shape, value, place)
+
+
+def _structure_faults(shape: Any, value: Any, place: str) -> Iterator[str]:
+    for name in shape.required_members:
+        if value.get(name) is None:
+            yield _fault("null", _member(place, name), "Member must not be null")
+    for name, item in value.items():
+        if name in shape.members:
+            yield from _model_faults(shape.members[name], item, _member(place, name))
 
 
 def _member(place: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What moto does not have of an account's other services: the price list, and SageMaker's quotas."""
+"""What moto lacks of the services beside SageMaker: the price list, SageMaker's quotas, what a role may do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagemaker.settings import Settings
-from sagemaker.wire import ACCOUNT, Request
+from sagemaker.wire import ACCOUNT, Answer, Request, error, json_answer
+
+_IAM = "https://iam.amazonaws.com/doc/2010-05-08/"
 
 # On-demand training in us-east-1, in USD an hour, as of 2026.
 _PRICES = {
@@ -20,7 +22,23 @@ _PRICES = {
 }
 
 
-def products(request: Request) -> dict[str, Any]:
+def answer(request: Request, settings: Settings) -> Answer | None:
+    """Answer if moto would not."""
+    if request.action == "GetProducts":
+        return json_answer(_products(request))
+    if request.action in ("ListServiceQuotas", "GetServiceQuota") and request.parameters["ServiceCode"] == "sagemaker":
+        found = [_quota(number, name, value) for number, (name, value) in enumerate(settings.quotas.items())]
+        if request.action == "ListServiceQuotas":
+            return json_answer({"Quotas": found})
+        chosen = [quota for quota in found if quota["QuotaCode"] == request.parameters["QuotaCode"]]
+        missing = error(request, "NoSuchResourceException", "The request failed because it specified no such quota.")
+        return json_answer({"Quota": chosen[0]}) if chosen else missing
+    if request.action == "SimulatePrincipalPolicy":
+        return _simulation(request, settings)
+    return None
+
+
+def _products(request: Request) -> dict[str, Any]:
     """Answer GetProducts: the products whose attributes equal all filters."""
     wanted = {item["Field"]: item["Value"] for item in request.parameters.get("Filters", [])}
     found = [product for product in map(_product, _PRICES) if _fits(product, wanted)]
@@ -80,12 +98,6 @@ def _product(instance_type: str) -> dict[str, Any]:
     }
 
 
-def quotas(request: Request, settings: Settings) -> dict[str, Any]:
-    """Answer ListServiceQuotas of SageMaker."""
-    found = [_quota(number, name, value) for number, (name, value) in enumerate(settings.quotas.items())]
-    return {"Quotas": found}
-
-
 def _quota(number: int, name: str, value: float) -> dict[str, Any]:
     code = f"L-{number:08X}"
     return {
@@ -99,3 +111,17 @@ def _quota(number: int, name: str, value: float) -> dict[str, Any]:
         "Adjustable": True,
         "GlobalQuota": False,
     }
+
+
+def _simulation(request: Request, settings: Settings) -> Answer:
+    names = [value for name, value in request.parameters.items() if name.startswith("ActionNames.member.")]
+    verdicts = {name: "explicitDeny" if name in settings.denied else "allowed" for name in names}
+    members = [
+        f"<member><EvalActionName>{name}</EvalActionName><EvalResourceName>*</EvalResourceName>"
+        f"<EvalDecision>{verdict}</EvalDecision></member>"
+        for name, verdict in verdicts.items()
+    ]
+    result = f"<EvaluationResults>{''.join(members)}</EvaluationResults><IsTruncated>false</IsTruncated>"
+    text = f"<SimulatePrincipalPolicyResult>{result}</SimulatePrincipalPolicyResult>"
+    body = f'<SimulatePrincipalPolicyResponse xmlns="{_IAM}">{text}</SimulatePrincipalPolicyResponse>'
+    return Answer(body.encode(), content_type="text/xml")
