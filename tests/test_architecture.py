@@ -136,7 +136,9 @@ ALLOWED = {
     },
     # launch wing
     "inputs": {"contract", "s3_uris"},
-    "launch_arguments": {"contract", "hyperparameters", "inputs", "secret_references"},
+    "launch_arguments": {"contract", "errors", "hyperparameters", "inputs", "secret_references"},
+    "script_settings_probe": {"arguments", "errors", "settings", "sources"},
+    "script_settings": {"hyperparameters", "wire"},
     "supervisor_program": set(),
     "supervisor": set(),
     # what travels as code
@@ -148,7 +150,10 @@ ALLOWED = {
     "job_cost": {"watching"},
     "metric_rows": {"contract", "errors", "log_view", "report"},
     "job": {"artifacts", "errors", "job_cost", "log_view", "metric_rows", "report", "watching"},
-    "plan": {"job"},
+    "plan": {"job", "report"},
+    "preparation": {
+        *("errors", "inputs", "launch_arguments", "script_settings", "source.provenance", "source.survey", "wire"),
+    },
     # jobs on SageMaker
     "cloud": set(),
     "cloud.services": set(),
@@ -173,10 +178,25 @@ ALLOWED = {
         *("artifacts", "cloud.aws", "cloud.aws_errors", "cloud.connection", "cloud.logs", "cloud.prices"),
         *("cloud.storage", "errors", "job_cost", "log_view", "watching"),
     },
+    "cloud.submission": {
+        *("cloud.aws_errors", "cloud.jobs", "cloud.storage", "cloud.uploads", "job", "source.archive", "source.survey"),
+    },
+    "cloud.cloud_plan": {
+        *("cloud.aws", "cloud.connection", "cloud.images", "cloud.instances", "cloud.prices", "cloud.request"),
+        *("cloud.request_checks", "cloud.role", "cloud.service_model", "cloud.storage", "cloud.submission"),
+        *("cloud.uploads", "errors", "inputs", "launch_arguments", "plan", "preparation", "s3_uris"),
+        *("source.archive", "source.vendor", "supervisor"),
+    },
     # jobs on this machine
     "hosts": {"contract"},
-    "local": {"artifacts", "contract", "errors", "hosts", "job", "job_cost", "log_view"},
-    "launcher": {"contract", "errors", "hyperparameters", "job", "local", "wire"},
+    "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
+    "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation"},
+    # the doors
+    "estimator_words": set(),
+    "launcher": {
+        *("cloud.aws", "cloud.cloud_plan", "cloud.jobs", "estimator_words", "hyperparameters", "inputs", "job"),
+        *("launch_arguments", "local", "local_plan", "plan"),
+    },
 }
 _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
