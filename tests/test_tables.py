@@ -217,8 +217,10 @@ def test_numbers_are_what_python_makes_of_them(tmp_path, small_blocks, rows, lin
 
 
 def test_json_lines_are_columns_by_key(tmp_path, small_blocks):
+    brackets = '[\\"{'
     rows = [
-        {"text": f"é{n}\n", "label": n % 5, "v": [n, 0.5], "ok": n % 2 == 0, "when": "2024-01-01"} for n in range(99)
+        {"text": f"é{n}\n{brackets * n}", "label": n % 5, "v": [n, 0.5], "ok": n % 2 == 0, "when": "2024-01-01"}
+        for n in range(99)
     ]
     content = "".join(json.dumps(row) + "\n" for row in rows)
     batch = everything(table(tmp_path, content, "jsonl"))
@@ -246,6 +248,9 @@ def test_json_lines_of_numbers_are_features_and_a_label(tmp_path):
         ('{"a": 1, "y": 1', "this is no JSON: "),
         ("[1]", "this is no object: b'[1]'"),
         ("", "the line is blank"),
+        # pyarrow would take the process down.
+        pytest.param('{"a": ' + "[" * 50_000 + "]" * 50_000 + ', "y": 1}', "this is nested more than 100 ", id="lists"),
+        pytest.param('{"a": ' * 50_000 + "1" + "}" * 50_000, "this is nested more than 100 deep", id="objects"),
     ],
 )
 def test_what_is_said_of_json_lines_that_are_wrong(tmp_path, small_blocks, line, said):

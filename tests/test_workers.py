@@ -6,13 +6,18 @@ import gc
 import logging
 import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from patience import patient_with
 from torch.utils.data import Dataset
 
 from smkit.data.arrays import Arrays
@@ -165,6 +170,32 @@ def test_a_second_pass_ends_the_first_one_for_workers_serve_one_at_a_time():
     with pytest.raises(DataError, match="another pass over the same loader has begun"):
         next(first)
     assert len(numbers(second)) == 9
+
+
+UNDER_WAY = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_workers import WithPid
+from smkit.data.loader import make_loader
+
+if __name__ == "__main__":
+    for _, pids in make_loader(WithPid(), batch_size=1, workers="process", num_workers=2, shuffle=False):
+        print(int(pids), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_of_a_killed_process_end(tmp_path):
+    (tmp_path / "under_way.py").write_text(UNDER_WAY.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, str(tmp_path / "under_way.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, patient_with(process):
+        workers = {int(process.stdout.readline()) for _ in range(12)}
+        assert len(workers - {process.pid}) == 2
+        process.kill()
+        # The workers, and the server that has forked them, hold the pipe open for as long as they live.
+        while process.stdout.read(1):
+            pass
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

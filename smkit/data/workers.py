@@ -12,6 +12,7 @@ import os
 import pickle
 import resource
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from copy import copy
@@ -107,7 +108,7 @@ class WorkerPool:
             prefetch_factor=_AHEAD,
             persistent_workers=True,
             collate_fn=_Unpinned if self._pinned else _as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_depend_on_the_parent,
             pin_memory=self._pinned,
             # torch draws the workers' first seed from the global generator unless it is given another one.
             generator=torch.Generator(),
@@ -218,9 +219,21 @@ def _forkserver(module: str) -> Any:
     return context
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Let Ctrl-C, which a terminal sends to workers as well, be the parent's affair: it saves first."""
+def _depend_on_the_parent(_: int) -> None:
+    """Let Ctrl-C, which a terminal sends to workers as well, be the parent's affair: it saves first. End when it ends.
+
+    A worker is a child of the fork server, which outlives a parent that is killed for as long as it has children:
+    torch's own watch on the worker's parent sees nothing.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, name="smkit-parent", daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _as_it_is(answer: Any) -> Any:

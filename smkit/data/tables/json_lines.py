@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from smkit.data.tables.arrow_values import column_of, load, values_of, with_lengths
 from smkit.data.tables.blocks import Block, TextFiles
 from smkit.data.tables.columns import Column, Values
 from smkit.data.tables.formats import Format
 from smkit.errors import DataError
+
+_DEEPEST = 100
+"""How deep a line may be nested; pyarrow descends by recursion, and beyond some ten thousand it crashes the process."""
+_TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]')
 
 
 class JSONLines(Format):
@@ -53,6 +60,7 @@ class JSONLines(Format):
         import pyarrow as pa
         from pyarrow import json as arrow_json
 
+        self._require_shallow(block, data)
         try:
             found = arrow_json.read_json(
                 pa.BufferReader(data),
@@ -68,6 +76,20 @@ class JSONLines(Format):
         if found.num_rows != block.rows:
             raise self._explained(block, data, types, f"{found.num_rows} objects were found")
         return found
+
+    def _require_shallow(self, block: Block, data: bytes) -> None:
+        if data.count(b"[") + data.count(b"{") <= block.rows + _DEEPEST:
+            # Each row is an object, and what is left of the brackets is not enough for a deep one.
+            return
+        text = np.frombuffer(data, np.uint8)
+        openings = np.flatnonzero((text == ord("[")) | (text == ord("{")))
+        lines = np.searchsorted(np.flatnonzero(text == ord("\n")), openings)
+        many = np.unique(lines[_DEEPEST:][lines[_DEEPEST:] == lines[:-_DEEPEST]])
+        texts = data.split(b"\n") if len(many) else []
+        for row in many.tolist():
+            if _depth(texts[row]) > _DEEPEST:
+                what = f"this is nested more than {_DEEPEST} deep"
+                raise self.wrong(block, row, what, "keep a number, a text or a list of numbers under each key")
 
     def _explained(self, block: Block, data: bytes, types: dict[str, Any] | None, reason: str) -> DataError:
         """Return the error that names the first line which is wrong, found by reading the block once more, slowly."""
@@ -88,6 +110,15 @@ class JSONLines(Format):
         return self.wrong(
             block, 0, f"this line or one of the {block.rows} from it on cannot be read: {reason}", "mend the line"
         )
+
+
+def _depth(line: bytes) -> int:
+    """Return how deep the objects and lists of a line are nested."""
+    depth = deepest = 0
+    for bracket in _TEXT_OR_BRACKET.findall(line):
+        depth += (bracket in (b"[", b"{")) - (bracket in (b"]", b"}"))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _as_read(kind: Any) -> Any:
