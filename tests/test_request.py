@@ -260,7 +260,10 @@ def test_nine_mistakes_are_nine_findings() -> None:
             {"request": {"EnableManagedSpotTraining": True}, "checkpoint_uri": "s3://b/c"},
             "request StoppingCondition.MaxWaitTimeInSeconds None: on spot, at least 86,400",
         ),
-        ({"max_hours": 0}, "max_hours 0: more than 0 and at most 672 (28 days)"),
+        (
+            {"max_hours": 0, "spot": True, "checkpoint_uri": "s3://b/c"},
+            "max_hours 0: more than 0 and at most 672 (28 days)",
+        ),
         ({"max_hours": float("nan")}, "max_hours nan: more than 0 and at most 672 (28 days)"),
         ({"retries": 10**5000}, "retries <int>: a whole number from 0 to 30"),
         ({"max_hours": 10**400}, f"max_hours 1{'0' * 59}...{'0' * 10}: more than 0 and at most 672 (28 days)"),
@@ -306,7 +309,11 @@ def test_nine_mistakes_are_nine_findings() -> None:
         ),
         (
             {"request": {"ResourceConfig": {"InstancePreferences": [{"InstanceType": "ml.g5.xlarge"}]}}},
-            "request ResourceConfig: InstanceType and InstancePreferences exclude each other; set one of them to None",
+            "request ResourceConfig: InstanceType and InstancePreferences exclude each other; set InstanceType to None",
+        ),
+        (
+            {"request": {"StoppingCondition": {"MaxRuntimeInSeconds": 2_419_201}}},
+            "request StoppingCondition.MaxRuntimeInSeconds 2419201: at most 2,419,200 (28 days)",
         ),
         ({"request": {"RoelArn": "x"}}, "request RoelArn: there is no such field; did you mean 'RoleArn'?"),
         ({"role": "SageMaker"}, "role 'SageMaker': 9 characters, and at least 20 are needed"),

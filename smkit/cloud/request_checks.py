@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, TypeGuard
 
 from smkit import contract
 from smkit.cloud.images import Image, image_problems, image_warnings
@@ -50,6 +50,7 @@ def request_problems(
         *_model_problems(request, arguments, model),
         *_time_problems(arguments),
         *_capacity_problems(request, arguments),
+        *_stopping_problems(request, arguments),
         *(image_problems(image, types) if image else ()),
         *_process_problems(arguments, types, has_setup_py=has_setup_py),
         *_isolation_problems(request, arguments, has_requirements=has_requirements),
@@ -190,14 +191,13 @@ def _time_problems(arguments: LaunchArguments) -> Iterator[str]:
         yield f"retries {shown(retries)}: a whole number from 0 to {_MAX_RETRIES}"
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return type(value) is int or (isinstance(value, float) and math.isfinite(value))
 
 
 def _capacity_problems(request: Mapping[str, Any], arguments: LaunchArguments) -> Iterator[str]:
     """Say what spot, warm pools and several instance types do not go with."""
-    resources = request.get("ResourceConfig")
-    resources = resources if isinstance(resources, Mapping) else {}
+    resources = _part(request, "ResourceConfig")
     if request.get("EnableManagedSpotTraining"):
         if not request.get("CheckpointConfig"):
             yield "spot True: an interrupted job would begin anew, again and again; give checkpoint_uri"
@@ -208,13 +208,29 @@ def _capacity_problems(request: Mapping[str, Any], arguments: LaunchArguments) -
             yield "spot True: SageMaker keeps no spot instance warm; leave keep_alive_minutes out"
     types = [str(name) for name in arguments.instance_types]
     yield from (f"instance_type '{name}': is there twice" for name in sorted(set(types)) if types.count(name) > 1)
-    if "InstanceType" in resources and "InstancePreferences" in resources:
-        yield "request ResourceConfig: InstanceType and InstancePreferences exclude each other; set one of them to None"
-    condition = request.get("StoppingCondition")
-    condition = condition if isinstance(condition, Mapping) else {}
-    runtime, wait = condition.get("MaxRuntimeInSeconds", 0), condition.get("MaxWaitTimeInSeconds")
-    if request.get("EnableManagedSpotTraining") and _is_number(runtime) and not (_is_number(wait) and wait >= runtime):
+    kinds = [kind for kind in ("InstanceType", "InstancePreferences", "InstanceGroups") if kind in resources]
+    if len(kinds) > 1:
+        yield f"request ResourceConfig: {' and '.join(kinds)} exclude each other; set {kinds[0]} to None"
+
+
+def _stopping_problems(request: Mapping[str, Any], arguments: LaunchArguments) -> Iterator[str]:
+    """Say what is wrong with times that the user wrote into the request, past `max_hours`."""
+    condition = _part(request, "StoppingCondition")
+    runtime, wait = condition.get("MaxRuntimeInSeconds"), condition.get("MaxWaitTimeInSeconds")
+    if not _is_number(runtime):
+        return
+    written = _is_written(("StoppingCondition", "MaxRuntimeInSeconds"), arguments.request)
+    if written and runtime > MAX_RUNTIME_SECONDS:
+        most = f"at most {MAX_RUNTIME_SECONDS:,} (28 days)"
+        yield f"request StoppingCondition.MaxRuntimeInSeconds {shown(runtime)}: {most}"
+    if request.get("EnableManagedSpotTraining") and not (_is_number(wait) and wait >= runtime):
         yield f"request StoppingCondition.MaxWaitTimeInSeconds {shown(wait)}: on spot, at least {runtime:,}"
+
+
+def _part(request: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object in a request; an empty one if something else stands there, which the model refuses."""
+    part = request.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _process_problems(arguments: LaunchArguments, types: Sequence[str], *, has_setup_py: bool) -> Iterator[str]:
@@ -251,13 +267,10 @@ def _isolation_problems(
 
 def _hyperparameter_problems(request: Mapping[str, Any], arguments: LaunchArguments) -> Iterator[str]:
     """Say what the toolkit would make of hyperparameters that went past `wire.encode`."""
-    written = arguments.request.get("HyperParameters")
-    for name in written if isinstance(written, Mapping) else ():
+    for name in _part(arguments.request, "HyperParameters"):
         if not contract.is_platform_hyperparameter(str(name)):
             yield f"request HyperParameters.{name}: give it in hyperparameters, where it is encoded and checked"
-    values = request.get("HyperParameters")
-    if not isinstance(values, Mapping):
-        return
+    values = _part(request, "HyperParameters")
     level = values.get("sagemaker_container_log_level")
     if level is not None and not str(level).isdigit():
         yield f"request HyperParameters.sagemaker_container_log_level {shown(level)}: the toolkit takes a number only"
