@@ -137,7 +137,7 @@ ALLOWED = {
     # launch wing
     "inputs": {"contract", "s3_uris"},
     "launch_arguments": {"contract", "errors", "hyperparameters", "inputs", "secret_references"},
-    "script_settings_probe": {"arguments", "errors", "settings", "sources"},
+    "script_settings_probe": {"arguments", "errors", "secret_references", "settings", "sources"},
     "script_settings": {"hyperparameters", "wire"},
     "supervisor_program": set(),
     "supervisor": set(),
@@ -187,6 +187,10 @@ ALLOWED = {
         *("cloud.uploads", "errors", "inputs", "launch_arguments", "plan", "preparation", "s3_uris"),
         *("source.archive", "source.vendor", "supervisor"),
     },
+    "cloud.doctor": {
+        *("cloud.aws", "cloud.aws_errors", "cloud.images", "cloud.role", "cloud.service_model", "cloud.storage"),
+        *("errors",),
+    },
     # jobs on this machine
     "hosts": {"contract"},
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
@@ -197,6 +201,25 @@ ALLOWED = {
         *("cloud.aws", "cloud.cloud_plan", "cloud.jobs", "estimator_words", "hyperparameters", "inputs", "job"),
         *("launch_arguments", "local", "local_plan", "plan"),
     },
+    # the command line
+    "commands": set(),
+    "commands.screens": {"report"},
+    "commands.script_command_line": {"sources"},
+    "commands.launch_options": {"commands.script_command_line", "sources"},
+    "commands.account": {"cloud.doctor", "cloud.images", "commands.screens"},
+    "commands.jobs": {
+        *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "job_cost", "launcher", "local", "log_view"),
+        *("plan", "report"),
+    },
+    "commands.launching": {
+        *("commands.launch_options", "commands.screens", "commands.script_command_line", "errors", "inputs", "job"),
+        *("launcher", "plan"),
+    },
+    "cli": {
+        *("commands.account", "commands.jobs", "commands.launching", "commands.screens", "contract", "errors"),
+        *("report",),
+    },
+    "__main__": {"cli"},
 }
 _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
@@ -238,8 +261,8 @@ def imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             module = str(node.module)
-            if module == "smkit":
-                yield from (f"smkit.{alias.name}" for alias in node.names)
+            if (ROOT.parent / module.replace(".", "/")).is_dir() and module.partition(".")[0] == "smkit":
+                yield from (f"{module}.{alias.name}" for alias in node.names)
             else:
                 yield module
 
