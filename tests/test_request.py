@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -228,6 +229,11 @@ def test_the_users_own_fields_are_merged_last() -> None:
     assert merge({"a": 1}, {"a": {"b": None, "c": 2}}) == {"a": {"c": 2}}
 
 
+def without_counts(text: str) -> str:
+    """Return a text that is the same with every botocore: each knows more instance types."""
+    return re.sub(r"not one of \d+", "not one of N", text)
+
+
 def test_nine_mistakes_are_nine_findings() -> None:
     found = problems(
         instance_type="ml.g5.xlarg",
@@ -240,7 +246,7 @@ def test_nine_mistakes_are_nine_findings() -> None:
         environment={"TOKEN": "x" * 600},
         request={"VpcConfg": {}},
     )
-    assert "\n".join(found) + "\n" == (GOLDEN / "nine-mistakes.txt").read_text(encoding="utf-8")
+    assert without_counts("\n".join(found)) + "\n" == (GOLDEN / "nine-mistakes.txt").read_text(encoding="utf-8")
     assert len(found) == 9
 
 
@@ -407,14 +413,14 @@ def test_the_model_speaks_in_the_words_of_the_request() -> None:
     request["StoppingCondition"] = None
     del request["OutputDataConfig"]
     request[3] = 3
-    assert model().check(request) == [
+    assert list(map(without_counts, model().check(request))) == [
         "AlgorithmSpecification.TrainingInputMode 'Fille': not one of 'Pipe', 'File', 'FastFile'; did you mean 'File'?",
         f"HyperParameters.{'k' * 59}...{'k' * 9}: its name: 300 characters, and at most 256 are taken",
         "HyperParameters.key: is a bytes, and a text belongs here",
         "HyperParameters.other: is None, and a text belongs here",
         "ResourceConfig.InstanceCount -1: at least 0",
         "ResourceConfig.VolumeSizeInGB True: is true or false, and a whole number belongs here",
-        "ResourceConfig.InstanceType 'ml.g5.xlarg': not one of 225; did you mean 'ml.g5.xlarge'?",
+        "ResourceConfig.InstanceType 'ml.g5.xlarg': not one of N; did you mean 'ml.g5.xlarge'?",
         "StoppingCondition None: is None, and an object belongs here",
         "3: there is no such field",
         "OutputDataConfig: is missing",
