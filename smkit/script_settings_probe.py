@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from smkit.annotations import is_secret
 from smkit.arguments import options_of
 from smkit.errors import SmkitError
+from smkit.secret_references import FORMS, is_reference
 from smkit.settings import resolve
 from smkit.sources import JobValues, job_layer
 
@@ -59,8 +61,19 @@ def _problems(settings: type[Any], texts: Mapping[str, str]) -> list[str]:
     values = {name: json.loads(text) for name, text in texts.items()}
     layer = job_layer(JobValues(_LABEL, values, texts), options, problems)
     problems += resolve(settings, options, [layer]).problems
+    problems += [
+        f"{name} is a secret, and would be readable in the job's description; send a reference to it: {FORMS}"
+        for name, value in layer.values.items()
+        if is_secret(options[name].annotation) and _readable(value)
+    ]
     # Whether a path is there is for the job's machine to say.
     return [problem.removeprefix(f"{_LABEL}: ") for problem in problems if "does not point to a" not in problem]
+
+
+def _readable(value: Any) -> bool:
+    """Whether a value for a secret is about to travel itself, as a text in a dict can."""
+    items = value if isinstance(value, list) else [value]
+    return any(isinstance(item, str) and not is_reference(item) for item in items)
 
 
 class _NoTorch(importlib.abc.MetaPathFinder):

@@ -137,7 +137,7 @@ ALLOWED = {
     # launch wing
     "inputs": {"contract", "s3_uris"},
     "launch_arguments": {"contract", "errors", "hyperparameters", "inputs", "secret_references"},
-    "script_settings_probe": {"arguments", "errors", "secret_references", "settings", "sources"},
+    "script_settings_probe": {"annotations", "arguments", "errors", "secret_references", "settings", "sources"},
     "script_settings": {"hyperparameters", "wire"},
     "supervisor_program": set(),
     "supervisor": set(),

@@ -130,7 +130,7 @@ def test_a_trainer_without_a_class_of_its_own_has_the_settings_of_every_run(sour
     assert check(source, "train.py", {"epochs": 0}) == Checked((PROBLEMS[1],))
 
 
-def test_the_class_may_look_for_neither_aws_nor_a_path_of_the_job(
+def test_neither_aws_nor_a_path_of_the_job_is_there_and_a_secret_does_not_travel(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
@@ -151,6 +151,9 @@ def test_the_class_may_look_for_neither_aws_nor_a_path_of_the_job(
     )
     values = {"data": "/opt/ml/input/data/nowhere", "token": SecretStr("secretsmanager:hf")}
     assert check(source, "train.py", values) == Checked()
+    (problem,) = check(source, "train.py", {**values, "token": "hunter2"}).problems
+    assert problem.startswith("hyperparameters: token is a secret, and would be readable in the job's description")
+    assert "hunter2" not in problem
 
 
 def test_a_class_that_smkit_refuses_is_a_problem(source: Path) -> None:
