@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,16 @@ def refusal(code: str, message: str = "because", operation: str = "PutObject", s
             "AWS denies ListObjectsV2, which needs s3:ListBucket: Access Denied",
             "'aws sts get-caller-identity --profile p' and ask for s3:ListBucket",
         ),
+        (
+            refusal("AccessDeniedException", "no", "ListServiceQuotas"),
+            "AWS denies ListServiceQuotas: no",
+            "ask for the permission to do it",
+        ),
+        (
+            botocore_errors.ConfigParseError(path="~/.aws/config"),
+            "Unable to parse config file: ~/.aws/config",
+            "mend ~/.aws/config",
+        ),
         (refusal("ThrottlingException"), "AWS is throttling PutObject (ThrottlingException)", "wait a minute"),
         (
             refusal("InvalidClientTokenId"),
@@ -281,12 +292,24 @@ def test_a_role_is_looked_for_where_a_user_would(sagemaker: SageMaker, tmp_path:
     assert sagemaker.actions() == [], "an ARN needs nobody to be asked"
 
 
+class Blind:
+    """An IAM that lets nobody look at roles."""
+
+    def get_role(self, **_: Any) -> dict[str, Any]:
+        raise refusal("AccessDenied", operation="GetRole")
+
+
 def test_a_role_may_be_named(sagemaker: SageMaker) -> None:
     clients = connect()
     sagemaker.client("iam").create_role(RoleName="Deep", Path="/team/", AssumeRolePolicyDocument="{}")
     assert find_role("Deep", clients, environ={})[0] == "arn:aws:iam::123456789012:role/team/Deep"
     assert find_role("team/Deep", clients, environ={})[0] == "arn:aws:iam::123456789012:role/team/Deep"
     assert find_role("arn:aws:sts::123456789012:assumed-role/Deep/me", clients, environ={})[0].endswith("team/Deep")
+    blind = replace(clients, make=lambda service: Blind() if service == "iam" else clients.client(service))
+    assert find_role("Deep", blind, environ={})[0] == "arn:aws:iam::123456789012:role/Deep"
+    made_by_console = "AmazonSageMaker-ExecutionRole-20261125T120000"
+    found = find_role(made_by_console, blind, environ={})[0]
+    assert found == f"arn:aws:iam::123456789012:role/service-role/{made_by_console}"
     with pytest.raises(ConfigurationError, match="the account has no role 'Deeep'"):
         find_role(None, clients, environ={"SMKIT_ROLE": "Deeep"})
     with pytest.raises(ConfigurationError, match="'arn:aws:iam::123456789012:user/me' is no role"):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
+from botocore.exceptions import ClientError
 from sagemaker.fixture import SageMaker
 
 from smkit.cloud import digests, transfer_line
@@ -137,6 +139,68 @@ def test_an_expired_token_is_told_from_a_missing_object(sagemaker: SageMaker, st
         storage.ensure_bucket()
 
 
+class Stubborn:
+    """The real S3 behind answers that it gives first: for each call, the codes that it refuses with."""
+
+    def __init__(self, s3: Any, **refusals: list[str]) -> None:
+        self._s3 = s3
+        self._refusals = refusals
+
+    def __getattr__(self, name: str) -> Any:
+        if not self._refusals.get(name):
+            return getattr(self._s3, name)
+        answer = {"Error": {"Code": self._refusals[name].pop(0), "Message": "not now"}}
+
+        def refuse(**_: Any) -> None:
+            raise ClientError(answer, name)  # type: ignore[arg-type]
+
+        return refuse
+
+
+def stubborn(storage: Storage, bucket: str, **refusals: list[str]) -> Storage:
+    s3 = Stubborn(storage.clients.s3, **refusals)
+    return Storage(replace(storage.clients, make=lambda _: s3), bucket, storage.owner)
+
+
+def test_races_of_two_launches_end_well(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = stubborn(storage, "new-bucket", create_bucket=["OperationAborted", "BucketAlreadyOwnedByYou"])
+    busy.ensure_bucket()
+    written = stubborn(storage, storage.bucket, put_object=["ConditionalRequestConflict"])
+    assert written.put_if_absent("a", b"1")
+    never = stubborn(storage, storage.bucket, put_object=["ConditionalRequestConflict"] * 9)
+    assert not never.put_if_absent("b", b"1")
+    taken = stubborn(storage, "their-bucket", create_bucket=["BucketAlreadyExists"])
+    with pytest.raises(ConfigurationError, match="'their-bucket' belongs to another account than"):
+        taken.ensure_bucket()
+    denied = stubborn(storage, "other-bucket", create_bucket=["AccessDenied"])
+    with pytest.raises(ConfigurationError, match="AWS denies create_bucket: not now"):
+        denied.ensure_bucket()
+    monkeypatch.setattr("smkit.cloud.storage._CREATE_ATTEMPTS", 1)
+    with pytest.raises(ConfigurationError, match="S3 is still busy with another change of the bucket 'blocked'"):
+        stubborn(storage, "blocked", create_bucket=["OperationAborted"]).ensure_bucket()
+
+
+def test_other_refusals_are_passed_on(storage: Storage, tmp_path: Path) -> None:
+    refusals = dict.fromkeys(("head_bucket", "head_object", "list_objects_v2", "put_object"), "KMS.DisabledException")
+    closed = stubborn(storage, storage.bucket, **{call: [code] for call, code in refusals.items()})
+    for call in (
+        closed.ensure_bucket,
+        lambda: closed.head("a"),
+        lambda: closed.sizes("a"),
+        lambda: closed.put_if_absent("a", b""),
+    ):
+        with pytest.raises(ConfigurationError, match=r"KMS\.DisabledException"):
+            call()
+    with pytest.raises(ConfigurationError, match="missing' cannot be read: No such file or directory"):
+        storage.upload([Upload("a", tmp_path / "missing", 1, "00" * 32, lambda: None)], advance=lambda _: None)
+    storage.put("there", b"")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JobError, match="file/there' cannot be written: "):
+        storage.download("there", tmp_path / "file" / "there")
+    with pytest.raises(JobError, match="AWS refused GetObject \\(NoSuchKey\\)"):
+        storage.download("missing", tmp_path / "folder" / "missing")
+
+
 def test_a_missing_bucket_holds_nothing(sagemaker: SageMaker) -> None:
     assert Storage(connect(), "missing-bucket", sagemaker.account).sizes("") == {}
 
@@ -152,13 +216,8 @@ def test_long_lists_are_read_to_their_end(sagemaker: SageMaker, storage: Storage
 # Downloads
 
 
-@pytest.mark.parametrize("how", ["with a checksum", "with an MD5 only"])
-def test_a_flipped_bit_is_noticed(sagemaker: SageMaker, storage: Storage, tmp_path: Path, how: str) -> None:
-    if how == "with a checksum":
-        storage.put("model", b"weights")
-    else:
-        plain = boto3.client("s3", config=Config(request_checksum_calculation="when_required"))
-        plain.put_object(Bucket=sagemaker.bucket, Key="model", Body=b"weights")
+def test_a_flipped_bit_is_noticed(sagemaker: SageMaker, storage: Storage, tmp_path: Path) -> None:
+    storage.put("model", b"weights")
     target = tmp_path / "here" / "model"
     sagemaker.settings(corrupted={"GetObject": 1})
     storage.download("model", target)
@@ -172,15 +231,16 @@ def test_a_flipped_bit_is_noticed(sagemaker: SageMaker, storage: Storage, tmp_pa
 
 
 @pytest.fixture
-def cut_off() -> Iterator[str]:
-    """A server that promises 100 bytes and sends 50."""
+def bad_server() -> Iterator[str]:
+    """A server whose objects have no checksum: of `torn` half arrives, and `flipped` is not what its tag says."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", "100")
+            self.send_header("ETag", f'"{hashlib.md5(b"x" * 100).hexdigest()}"')
             self.end_headers()
-            self.wfile.write(b"x" * 50)
+            self.wfile.write({"torn": b"x" * 50, "whole": b"x" * 100}.get(self.path.split("/")[-1], b"y" * 100))
 
         def log_message(self, *_: object) -> None:
             pass
@@ -193,13 +253,18 @@ def cut_off() -> Iterator[str]:
     thread.join()
 
 
-def test_a_download_that_is_cut_off_leaves_nothing(
-    cut_off: str, sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_download_that_is_not_whole_leaves_nothing(
+    bad_server: str, sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", cut_off)
-    with pytest.raises(JobError, match="the object arrived damaged twice"):
-        Storage(connect(), sagemaker.bucket, sagemaker.account).download("model", tmp_path / "model")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bad_server)
+    storage = Storage(connect(), sagemaker.bucket, sagemaker.account)
+    with pytest.raises(JobError, match="the object arrived damaged twice: 50 read, but total bytes expected is 100"):
+        storage.download("torn", tmp_path / "torn")
+    with pytest.raises(JobError, match=r"the object arrived damaged twice: its MD5 is [0-9a-f]{32}, and S3 says"):
+        storage.download("flipped", tmp_path / "flipped")
     assert list(tmp_path.iterdir()) == []
+    storage.download("whole", tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == b"x" * 100
 
 
 # Local data
@@ -238,7 +303,7 @@ def test_an_upload_that_was_cut_off_goes_on(sagemaker: SageMaker, storage: Stora
     (tmp_path / "data" / "5.csv").unlink()
     with pytest.raises(ConfigurationError, match=r"5\.csv' is gone: No such file or directory while the launch"):
         upload(data, storage)
-    arrived = set(puts(sagemaker))
+    arrived = {key.rpartition("/")[2] for key in sagemaker.objects(data.key())}
     sagemaker.put({data.key() + "2.csv": "torn"})
     sagemaker.forget_requests()
     again = address("train", files(tmp_path / "data", **contents))
@@ -259,6 +324,12 @@ def test_strangers_among_the_data_are_an_error(sagemaker: SageMaker, storage: St
     sagemaker.put({data.key() + "evil.py": ""})
     with pytest.raises(ConfigurationError, match=r"1 objects that are no part of input 'train' .*evil\.py'"):
         upload(data, storage)
+
+
+def test_a_file_that_goes_away_while_it_is_hashed(tmp_path: Path) -> None:
+    given = [*files(tmp_path / "data", a="1"), ("b", tmp_path / "data" / "b")]
+    with pytest.raises(ConfigurationError, match="data/b' cannot be read: No such file or directory"):
+        address("train", given)
 
 
 def test_digests_are_remembered_until_a_file_changes(storage: Storage, tmp_path: Path, cache: Path) -> None:
@@ -321,3 +392,15 @@ def test_the_line_says_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch, *, 
     assert "uploading input 'train': 1.5 MB of 3.0 MB · " in text
     assert text.endswith(" left\x1b[K\r\x1b[K" if is_terminal else " left\n")
     assert text.count("uploading") == 1
+
+
+def test_a_terminal_that_has_gone_away_ends_no_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(transfer_line, "_SILENT_SECONDS", 0.0)
+    line = transfer_line.TransferLine("uploading", 3 * 10**12)
+    monkeypatch.setattr(line, "_is_terminal", True)
+    monkeypatch.setattr(line, "_due", 0.0)
+    monkeypatch.setattr("sys.stderr", closed)
+    line.advance(2 * 10**12)
+    line.end()

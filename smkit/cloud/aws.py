@@ -111,7 +111,9 @@ class Clients:
 
     def with_account(self, account: str) -> Clients:
         """Return these clients for an account that is known, from a role's ARN say, so that STS is not asked."""
-        return replace(self, known_account=account)
+        same = replace(self, known_account=account)
+        same._made.update(self._made)  # noqa: SLF001 - its own kind
+        return same
 
     def reconnect(self) -> Clients:
         """Return fresh clients with credentials read again, after `is_expired`."""
@@ -186,10 +188,10 @@ def _config(time_outs: TimeOuts) -> Any:
 
 
 def _give_up_on_silence(
-    *, attempts: int, caught_exception: BaseException | None = None, request_dict: dict[str, Any], **_: Any
+    *, request_dict: dict[str, Any], caught_exception: BaseException | None = None, **_: Any
 ) -> None:
     """Count the attempts of a call that got no answer, and end the call after a few."""
-    if caught_exception is not None and attempts:
+    if caught_exception is not None:
         count = request_dict["context"].get("smkit_silent", 0) + 1
         request_dict["context"]["smkit_silent"] = count
         if count >= SILENT_ATTEMPTS:

@@ -46,7 +46,10 @@ _UNREACHABLE = frozenset(
         *("ProxyConnectionError", "HTTPClientError", "ConnectionError", "ResponseStreamingError"),
     }
 )
-_UNSEEN_ACTIONS = {
+_S3_ACTIONS = {
+    "GetObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "CreateBucket": "s3:CreateBucket",
     "ListObjectsV2": "s3:ListBucket",
     "HeadBucket": "s3:ListBucket",
     "HeadObject": "s3:GetObject",
@@ -54,7 +57,7 @@ _UNSEEN_ACTIONS = {
     "UploadPart": "s3:PutObject",
     "CompleteMultipartUpload": "s3:PutObject",
 }
-"""Operations of S3 whose permission has another name; S3 often refuses without saying which one is missing."""
+"""What S3 asks permission for, which it often does not say when it refuses."""
 
 
 class _Saying(NamedTuple):
@@ -173,12 +176,14 @@ def _denied(error: Exception, option: str) -> _Saying:
             f"{caller} may not {action}{on}: {message}",
             f"ask for the permission {action}, or use a profile that has it (profile_name=...)",
         )
-    operation = getattr(error, "operation_name", "")
-    action = _UNSEEN_ACTIONS.get(operation, f"s3:{operation}")
+    operation = _operation(error)
+    who = f"see who you are with 'aws sts get-caller-identity{option}' and ask for"
+    if operation not in _S3_ACTIONS:
+        return _Saying(f"AWS denies {operation}: {message}", f"{who} the permission to do it")
+    action = _S3_ACTIONS[operation]
     return _Saying(
-        f"AWS denies {_operation(error)}, which needs {action}: {message}",
-        f"see who you are with 'aws sts get-caller-identity{option}' and ask for {action}; "
-        "a bucket of another account is denied as well",
+        f"AWS denies {operation}, which needs {action}: {message}",
+        f"{who} {action}; a bucket of another account is denied as well",
     )
 
 

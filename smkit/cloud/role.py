@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smkit.cloud.aws import Clients
-from smkit.cloud.aws_errors import aws_errors, error_code
+from smkit.cloud.aws_errors import aws_errors, error_code, is_passing
 from smkit.errors import ConfigurationError, SmkitError
 
 ROLE_VARIABLE = "SMKIT_ROLE"
@@ -93,9 +93,9 @@ def _named(path: str, name: str, clients: Clients, where: str) -> str:
                 raise ConfigurationError(
                     f"the account has no role '{name}'", where=where, fix="'aws iam list-roles' shows those that it has"
                 ) from error
-            if error_code(error) not in ("AccessDenied", "AccessDeniedException"):
+            if error_code(error) not in ("AccessDenied", "AccessDeniedException") and not is_passing(error):
                 raise
-        # Who may launch need not be allowed to look at roles; most have no path.
+        # Who may launch need not be allowed to look at roles, nor reach IAM from a closed network; most have no path.
         path = "service-role/" if name.startswith(_MADE_BY_CONSOLE) else ""
     return f"arn:{clients.partition}:iam::{clients.account}:role/{path}{name}"
 

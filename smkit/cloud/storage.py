@@ -96,7 +96,7 @@ class Storage:
         """Return what S3 says about an object, None if there is none."""
         with self._errors(f"look at {self.uri(key)}"):
             try:
-                return self.clients.s3.head_object(Key=key, ChecksumMode="ENABLED", **self._place)
+                return self.clients.s3.head_object(Key=key, **self._place)
             except Exception as error:
                 if error_code(error) in _ABSENT:
                     return None
@@ -181,21 +181,26 @@ class Storage:
         """Write an object to `path`, which appears only when all its bytes are there and are right.
 
         Raises:
-            JobError: There is no such object, or it arrives damaged twice.
+            JobError: There is no such object, it arrives damaged twice, or it cannot be written.
         """
         part = path.with_name(f"{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
         doing = f"download of {self.uri(key)} to {path}"
+        damage = None
         try:
-            damage = None
+            path.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(2):
                 with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
                     damage = self._fetch(key, part)
                 if damage is None:
                     part.replace(path)
                     return
+        except OSError as error:
+            raise JobError(
+                f"'{path}' cannot be written: {error.strerror}", where=doing, fix="free space, or give another folder"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
         raise JobError(
             f"the object arrived damaged twice: {damage}",
             where=doing,
@@ -206,22 +211,19 @@ class Storage:
         """Write an object to `part` and return what is wrong with it."""
         answer = self.clients.s3.get_object(Key=key, ChecksumMode="ENABLED", **self._place)
         md5 = hashlib.md5(usedforsecurity=False)
-        written = 0
         try:
             with part.open("wb") as file:
                 for block in answer["Body"].iter_chunks(_READ_BYTES):
                     md5.update(block)
-                    written += file.write(block)
+                    file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
         except Exception as error:
             if error_code(error) not in _DAMAGED:
                 raise
             return str(error)
-        if written != answer["ContentLength"]:
-            return f"{written} bytes of {answer['ContentLength']}"
         etag = str(answer.get("ETag", "")).strip('"')
-        # botocore has checked what checksum there was; an object of old has none, but an MD5 as its tag.
+        # botocore has checked the length and what checksum there was; an object of old has none, but an MD5 as its tag.
         if _is_md5(etag, answer) and etag != md5.hexdigest():
             return f"its MD5 is {md5.hexdigest()}, and S3 says {etag}"
         return None
