@@ -27,7 +27,7 @@ x-amz-expected-bucket-owner is checked on every call to S3. What a job writes in
 Not as on AWS: Pipe mode, file systems, manifests and instance groups are refused; nothing looks at images or at the
 role; jobs share this machine's network, so that only one job of several hosts at a time can have the toolkit's port
 7777. Without root there are no namespaces: jobs then run under SAGEMAKER_BASE_DIR, `isolated` is False, nothing is
-hidden from them, and what names /opt/ml itself does not work.
+hidden from them, no view is read-only, and only a command's own words may name /opt/ml (they are translated).
 
 In the process of the tests this package's name hides the SageMaker SDK's: tests of the SDK run it in another process.
 """

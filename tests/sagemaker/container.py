@@ -59,6 +59,11 @@ class Container:
             environment |= {"ALONE": "yes"} if alone else {}
             start = [*_NAMESPACES, *net, "sh", str(_ENTER), str(tree.folder), sys.prefix, *hidden, "--", *command]
         else:
+            command = [word.replace("/opt/ml", str(tree.base)) for word in command]
+            for view in tree.views.iterdir():
+                channel = tree.base / "input/data" / view.name
+                channel.rmdir()
+                channel.symlink_to(view)
             # What is installed must not land in the environment that runs the tests.
             packages = str(tree.home / "packages")
             environment |= {"SAGEMAKER_BASE_DIR": str(tree.base), "SM_STUDIO_LOCAL_MODE": "True"}

@@ -113,6 +113,13 @@ class SageMaker:
         """Wait until the job has ended, and return its description."""
         return self.until(name, *ENDED, "MaxRuntimeExceeded", "MaxWaitTimeExceeded", timeout=timeout)
 
+    def until_line(self, name: str, line: str, timeout: float = 60) -> None:
+        """Wait until this line of a job can be read."""
+        deadline = time.monotonic() + timeout
+        while line not in self.lines(name):
+            assert time.monotonic() < deadline, f"no {line!r} in {self.lines(name)}"
+            time.sleep(0.02)
+
     def lines(self, name: str) -> list[str]:
         """Return the lines of a job that can be read by now, stream by stream."""
         return [line for lines in self.streams(name).values() for line in lines]

@@ -178,7 +178,7 @@ def test_without_namespaces(tmp_path: Path) -> None:
     account.settings(grace=0.2)
     text = "cd $SAGEMAKER_BASE_DIR; cat input/config/hyperparameters.json; echo; echo x > model/m; sleep 60 & wait"
     create(account, **request(account, AlgorithmSpecification=shell(text), HyperParameters={"a": "1"}))
-    wait_for_line(account, "job-1", '{"a": "1"}')
+    account.until_line("job-1", '{"a": "1"}')
     account.client("sagemaker").stop_training_job(TrainingJobName="job-1")
     assert account.ended("job-1")["TrainingJobStatus"] == "Stopped"
     assert account.archive("jobs/job-1/output/model.tar.gz") == {"m": b"x\n"}
@@ -201,7 +201,7 @@ echo $host 2
 
 def test_two_hosts(sagemaker: SageMaker) -> None:
     if not sagemaker.isolated:
-        pytest.skip("the shell names /opt/ml")
+        pytest.skip("hosts have names in namespaces only")
     sagemaker.put({f"shards/{number}": "" for number in range(3)})
     job = request(sagemaker, **program(sagemaker, "sh", TWO_HOSTS))
     job["ResourceConfig"]["InstanceCount"] = 2
@@ -232,8 +232,6 @@ def test_lines_can_be_read_late_and_after_the_end(sagemaker: SageMaker) -> None:
     ],
 )
 def test_a_failure(commands: str, reason: str | None, sagemaker: SageMaker) -> None:
-    if not sagemaker.isolated:
-        pytest.skip("the shell names /opt/ml")
     create(sagemaker, **request(sagemaker, AlgorithmSpecification=shell(commands)))
     done = sagemaker.ended("job-1")
     assert done["TrainingJobStatus"] == done["SecondaryStatus"] == "Failed"
@@ -256,9 +254,10 @@ def test_a_failing_script_and_missing_data(sagemaker: SageMaker) -> None:
 
 
 WAITS = """
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
+base = pathlib.Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
 def save(*_):
-    pathlib.Path("/opt/ml/model/saved").touch()
+    (base / "model/saved").touch()
     sys.exit()
 signal.signal(signal.SIGTERM, save)
 print("waiting")
@@ -271,23 +270,15 @@ def test_sigterm_reaches_pid_1_only(sagemaker: SageMaker) -> None:
     create(sagemaker, **request(sagemaker, WAITS))
     create(sagemaker, **request(sagemaker, name="job-2", **program(sagemaker, "python", WAITS)))
     for name in ("job-1", "job-2"):
-        wait_for_line(sagemaker, name, "waiting")
+        sagemaker.until_line(name, "waiting")
         sagemaker.client("sagemaker").stop_training_job(TrainingJobName=name)
     # `train` is PID 1, has no handler and passes nothing on: the script never hears of it.
     ignored = sagemaker.ended("job-1")
     assert (ignored["TrainingJobStatus"], ignored["SecondaryStatus"]) == ("Stopped", "Stopped")
     assert "ModelArtifacts" not in ignored
-    if sagemaker.isolated:
-        assert "ModelArtifacts" in sagemaker.ended("job-2")
+    assert "ModelArtifacts" in sagemaker.ended("job-2")
     with pytest.raises(ClientError, match=r"ValidationException.* is in status Stopped"):
         sagemaker.client("sagemaker").stop_training_job(TrainingJobName="job-1")
-
-
-def wait_for_line(sagemaker: SageMaker, job: str, line: str) -> None:
-    for _ in range(1000):
-        if line in sagemaker.lines(job):
-            return
-    raise AssertionError(sagemaker.job(job), sagemaker.lines(job))
 
 
 def test_the_longest_time(sagemaker: SageMaker) -> None:
@@ -300,7 +291,7 @@ def test_the_longest_time(sagemaker: SageMaker) -> None:
 
 
 SPOT = """
-cd /opt/ml/checkpoints
+cd ${SAGEMAKER_BASE_DIR:-/opt/ml}/checkpoints
 cat state config 2>/dev/null
 if [ -e state ]; then rm old; echo resumed > ../model/how; exit; fi
 echo first > state; touch old; cat ../input/config/checkpointconfig.json; echo
@@ -320,8 +311,6 @@ def spot(sagemaker: SageMaker, commands: str, wait: int = 60) -> dict[str, Any]:
 
 
 def test_an_interrupted_spot_job_starts_again_with_its_checkpoints(sagemaker: SageMaker) -> None:
-    if not sagemaker.isolated:
-        pytest.skip("the shell names /opt/ml")
     sagemaker.settings(grace=0.1, interrupt_at="ready")
     create(sagemaker, **spot(sagemaker, SPOT))
     done = sagemaker.ended("job-1")
