@@ -258,7 +258,7 @@ def test_a_download_that_is_not_whole_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", bad_server)
     storage = Storage(connect(), sagemaker.bucket, sagemaker.account)
-    with pytest.raises(JobError, match="the object arrived damaged twice: 50 read, but total bytes expected is 100"):
+    with pytest.raises(JobError, match=r"the object arrived damaged twice: .*50"):
         storage.download("torn", tmp_path / "torn")
     with pytest.raises(JobError, match=r"the object arrived damaged twice: its MD5 is [0-9a-f]{32}, and S3 says"):
         storage.download("flipped", tmp_path / "flipped")
