@@ -17,6 +17,9 @@ nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2025.2"
 
 CONSTRAINTS = "tests/constraints.txt"
+# Two processes share the tests by file; torch's threads would only wait for each other's.
+PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 # pyenv hides all but one of its interpreters unless they are asked for.
@@ -42,22 +45,22 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
     install(session, "train", "launch", "local", "tabular", groups=("test", "aws", "examples"))
-    session.run("python", "-m", "pytest", "--cov", "--cov-report=term", *session.posargs)
+    session.run(*PYTEST, "--cov", "--cov-report=term", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python=["3.10", "3.12", "3.13"])
 def portable(session: nox.Session) -> None:
     """Run what needs no torch: settings, context, launching."""
     install(session, groups=("test",))
-    session.run("python", "-m", "pytest", "-m", "not train and not toolkit and not aws", *session.posargs)
+    session.run(*PYTEST, "-m", "not train and not toolkit and not aws", *session.posargs)
 
 
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
-    """Run the tests on the oldest version of each dependency that pyproject.toml promises."""
+    """Run the tests that depend on it on the oldest version of each dependency that pyproject.toml promises."""
     groups = nox.project.dependency_groups(PROJECT, "test", "examples")
     session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,local,tabular]", *groups)
-    session.run("python", "-m", "pytest", "-m", "not toolkit", "-q", *session.posargs)
+    session.run(*PYTEST, "-m", "not toolkit and not endurance", "-q", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python="3.11")

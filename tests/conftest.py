@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,21 @@ _missing = [mark for mark, library in _WINGS.items() if importlib.util.find_spec
 collect_ignore = [
     path.name
     for path in Path(__file__).parent.glob("test_*.py")
-    if any(f"\npytestmark = pytest.mark.{mark}\n" in path.read_text() for mark in _missing)
+    if any(re.search(rf"^pytestmark = .*pytest\.mark\.{mark}\b", path.read_text(), re.MULTILINE) for mark in _missing)
 ]
 if "aws" in _missing:
     collect_ignore.append("sagemaker")
 else:
     from sagemaker.fixture import _sagemaker_server, sagemaker  # noqa: F401 - the fixtures of all tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers share the tests by file; jobs of several hosts all meet at one port, so one worker gets all jobs."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            starts_jobs = item.get_closest_marker("toolkit") or "sagemaker" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("jobs" if starts_jobs else item.path.name))
 
 
 @pytest.fixture(scope="session")

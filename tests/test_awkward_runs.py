@@ -338,6 +338,7 @@ def script(tmp_path: Path, *, workers: int = 0, step: str = STEP, item: str = "r
     return [sys.executable, str(file), *places]
 
 
+@pytest.mark.endurance
 def test_a_script_that_leaves_in_mid_training_has_not_succeeded(tmp_path: Path) -> None:
     done = subprocess.run(
         script(tmp_path, step="sys.exit(0)"), capture_output=True, text=True, check=False, timeout=120
@@ -346,6 +347,7 @@ def test_a_script_that_leaves_in_mid_training_has_not_succeeded(tmp_path: Path) 
     assert "something called sys.exit() before the training was done" in done.stderr
 
 
+@pytest.mark.endurance
 def test_an_error_in_a_worker_is_named_first_in_the_failure_file(tmp_path: Path) -> None:
     command = script(tmp_path, workers=1, item="raise ValueError(f'sample {index} is bad')")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -354,6 +356,7 @@ def test_an_error_in_a_worker_is_named_first_in_the_failure_file(tmp_path: Path)
     assert failure.startswith("ValueError: sample ")
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("closing", ["1", "2"])
 def test_a_process_without_stdout_or_stderr_trains_and_reports_all_the_same(closing: str, tmp_path: Path) -> None:
     command = " ".join(script(tmp_path)) + f" --epochs 2 {closing}>&-"
@@ -368,6 +371,7 @@ def test_a_process_without_stdout_or_stderr_trains_and_reports_all_the_same(clos
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.endurance
 def test_a_stop_that_reaches_the_workers_too_saves_all_the_same(tmp_path: Path) -> None:
     item = "import time; time.sleep(0.02); return index"
     command = [*script(tmp_path, workers=2, item=item), "--epochs", "50", "--batch-size", "4", "--log-every-steps", "1"]

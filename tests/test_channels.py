@@ -134,6 +134,7 @@ def on_two_hosts(tmp_path: Path, fill, *, distribution: str = "ShardedByS3Key", 
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2 * per_host)]
 
 
+@pytest.mark.endurance
 def test_hosts_with_parts_of_the_data_see_every_sample_once_in_the_same_number_of_steps(tmp_path):
     ranks = on_two_hosts(tmp_path, lambda host, folder: write_rows(folder, 100 * host, 100 * host + (25, 12)[host]))
     assert all(rank["groups"] == ranks[0]["groups"] for rank in ranks)
@@ -151,6 +152,7 @@ def test_hosts_with_parts_of_the_data_see_every_sample_once_in_the_same_number_o
         assert max(sizes) <= 5, "as even as the hosts' parts allow"
 
 
+@pytest.mark.endurance
 def test_hosts_with_all_of_the_data_share_it(tmp_path):
     ranks = on_two_hosts(
         tmp_path, lambda _, folder: write_rows(folder, 0, 20), distribution="FullyReplicated", per_host=1
@@ -159,6 +161,7 @@ def test_hosts_with_all_of_the_data_share_it(tmp_path):
     assert sorted(sample for batches in passes for batch in batches for sample in batch) == list(range(20))
 
 
+@pytest.mark.endurance
 def test_a_host_without_data_ends_all_of_them_with_its_name(tmp_path):
     ranks = on_two_hosts(tmp_path, lambda host, folder: None if host else write_rows(folder, 0, 9), per_host=1)
     assert ranks[0] == ranks[1]
@@ -166,6 +169,7 @@ def test_a_host_without_data_ends_all_of_them_with_its_name(tmp_path):
     assert "FullyReplicated" in ranks[0]["error"]
 
 
+@pytest.mark.endurance
 def test_hosts_with_different_classes_are_refused(tmp_path):
     def fill(host: int, folder: Path) -> None:
         from PIL import Image

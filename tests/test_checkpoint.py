@@ -530,7 +530,8 @@ CHILD = """
 import os, sys, torch
 from pathlib import Path
 from smkit.checkpoint import CheckpointStore
-from tests.test_checkpoint import state_of
+sys.path.append("tests")
+from test_checkpoint import state_of
 
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -548,6 +549,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.endurance
 def test_after_kill_9_the_last_durable_checkpoint_or_a_newer_one_is_whole(tmp_path: Path) -> None:
     chance = random.Random(1)
     store = tmp_path / "store"
@@ -703,6 +705,7 @@ def test_two_failed_saves_are_warnings_and_the_third_in_a_row_is_raised(
         store.start(9, state_of(9))
 
 
+@pytest.mark.endurance
 def test_a_hung_disk_holds_up_neither_the_caller_nor_the_end_of_the_process(
     tmp_path: Path, held_disk: threading.Event
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import elastic
 import pytest
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
 SCRIPT = Path(__file__).with_name("elastic.py")
 STEPS = -(-elastic.SAMPLES // elastic.BATCH_SIZE)

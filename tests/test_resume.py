@@ -15,7 +15,7 @@ from patience import SECONDS, patient_with
 
 from smkit import contract
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
 ROUNDS = Path(__file__).with_name("rounds.py")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
