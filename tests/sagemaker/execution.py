@@ -166,6 +166,12 @@ class Execution(threading.Thread):
         """Whether all lines of all attempts can be read."""
         return not self.is_alive() and all(stream.delivered for stream in self._streams)
 
+    def wait_for_all(self) -> None:
+        """Wait until nothing of the job is left to do."""
+        self.join()
+        for stream in self._streams:
+            stream.wait_for_delivery()
+
     def _delay_of(self, position: int) -> Any:
         # Hosts differ, so that lines of several ones become readable out of order.
         return lambda: self._settings.log_delay * (1 if position % 2 == 0 else 1 / 3)

@@ -102,12 +102,12 @@ class SageMaker:
     def until(self, name: str, *statuses: str, timeout: float = 60) -> dict[str, Any]:
         """Wait until the job has had one of these secondary statuses, and return its description."""
         deadline, client = time.monotonic() + timeout, self.client("sagemaker")
-        while time.monotonic() < deadline:
+        while True:
             found: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
             if any(step["Status"] in statuses for step in found["SecondaryStatusTransitions"]):
                 return found
+            assert time.monotonic() < deadline, f"{name} is {found['SecondaryStatus']}: {self.lines(name)}"
             time.sleep(0.05)
-        raise TimeoutError(f"{name} is {found['SecondaryStatus']} after {timeout} s; its lines: {self.lines(name)}")
 
     def ended(self, name: str, timeout: float = 60) -> dict[str, Any]:
         """Wait until the job has ended, and return its description."""

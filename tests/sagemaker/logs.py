@@ -42,6 +42,10 @@ class LogStream:
         """Whether all lines of the host's whole life can be read."""
         return not self._deliverer.is_alive()
 
+    def wait_for_delivery(self) -> None:
+        """Wait until all lines are delivered, or the job is cancelled."""
+        self._deliverer.join()
+
     def wait_for_end(self) -> None:
         """Wait until all output is read, though not until it is delivered."""
         self._reader.join()
@@ -59,7 +63,7 @@ class LogStream:
             # In this order: what is read between the two questions is delivered, too.
             ended = not self._reader.is_alive()
             due = time.time() - self._delay()
-            ready = []
+            ready: list[tuple[float, str]] = []
             while self._written and self._written[0][0] <= due and len(ready) < _PUT_AT_ONCE:
                 ready.append(self._written.popleft())
             if ready:

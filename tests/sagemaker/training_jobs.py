@@ -106,7 +106,7 @@ class TrainingJobs:
                 job.cancelled.set()
             self._jobs.clear()
         for execution in executions.values():
-            execution.join(timeout=30)
+            execution.wait_for_all()
 
     def _create(self, request: Request) -> dict[str, Any]:
         faults = training_job_faults(request.parameters)

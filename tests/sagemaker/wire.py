@@ -79,9 +79,10 @@ def read_request(environ: dict[str, Any]) -> Request:
     found = _CREDENTIAL.search(signed)
     service, region, key = (found["service"], found["region"], found["key"]) if found else ("", REGION, "")
     method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "/")
+    parameters: dict[str, Any] = {}
     size = int(environ.get("CONTENT_LENGTH") or 0)
     if service == "s3":
-        action, parameters = s3_action(method, path, query, headers), {}
+        action = s3_action(method, path, query, headers)
     else:
         body = environ["wsgi.input"].read(size)
         environ["wsgi.input"] = io.BytesIO(body)
