@@ -11,7 +11,7 @@ from sagemaker.wire import ACCOUNT, Answer, Request, error, json_answer
 
 _IAM = "https://iam.amazonaws.com/doc/2010-05-08/"
 
-# On-demand training in us-east-1, in USD an hour, as of 2026.
+# USD an hour in us-east-1, of the right order; for tests of the format, not of the amounts.
 _PRICES = {
     "ml.m5.large": "0.115",
     "ml.m5.xlarge": "0.23",
