@@ -16,7 +16,7 @@ from smkit.log_view import LogLine
 from smkit.report import say
 
 _FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 10.0
 _SAID_AFTER_SECONDS = 20.0
 """A pause of this length is worth a word."""
 _HEARD = ("Training", "Downloading", "Uploading")
@@ -132,7 +132,7 @@ class Watch:
                 fix=f"{error.fix}; then smkit attach {self.name}",
             ) from error
         if not self._trouble_is_said and (error.is_said_at_once or waited >= _SAID_AFTER_SECONDS):
-            say(f"job '{self.name}' goes on, but cannot be asked: {error.what}; {error.fix}; trying again")
+            say(f"job '{self.name}' goes on, but cannot be asked: {error.what.rstrip('.')}; {error.fix}; trying again")
             self._trouble_is_said = True
         end = now + self._pause * random.uniform(0.8, 1.2)  # noqa: S311 - spreads the load
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)

@@ -31,8 +31,10 @@ _LINES_COME_SECONDS = 2.0
 """How long the log of a job that has just ended must be quiet; lines are seen seconds after they were written."""
 _WHOLE_AFTER = datetime.timedelta(minutes=10)
 """After this all lines are there."""
-_NAMES = {"model": ("model.tar.gz", "model/"), "output": ("output.tar.gz", "data/")}
-"""What an artifact is called below `<S3OutputPath>/<job>/output/`, as an archive and, uncompressed, as a folder."""
+_ARCHIVES = {"model": "model.tar.gz", "output": "output.tar.gz"}
+_FOLDERS = {"model": ["model/"], "output": ["output/", "data/"]}
+"""What an artifact is called below `<S3OutputPath>/<job>/output/` when it is compressed, and when it is not; the user
+guide gives no name for the folder of the output."""
 
 
 class SageMakerJobs:
@@ -121,58 +123,31 @@ class SageMakerJobs:
         """
         raise JobError(
             f"the model of job '{name}' is in S3 and not on this machine",
-            where=self._artifact_uri(self.describe(name), "model"),
+            where=_artifact_uris(self.describe(name), "model")[0],
             fix="job.download('model') copies it into a folder; job.model_uri says where it is",
         )
 
     @contextlib.contextmanager
     def remains(self, description: Mapping[str, Any], what: Artifact, *, near: Path) -> Iterator[Remains]:
         """Provide a folder with the files of an artifact, which is gone at the end."""
-        uri = urlsplit(self._artifact_uri(description, what))
+        uris = _artifact_uris(description, what)
         owner = description["TrainingJobArn"].split(":")[4]
-        storage = Storage(self._connection.clients, uri.netloc, owner)
+        storage = Storage(self._connection.clients, urlsplit(uris[0]).netloc, owner)
+        keys = [urlsplit(uri).path[1:] for uri in uris]
         with beside(near) as temporary:
             folder = temporary / "files"
             folder.mkdir()
-            if uri.path.endswith("/"):
-                self._fetch_folder(storage, uri.path[1:], folder)
-            else:
-                archive = temporary / "archive"
-                self._fetch(storage, uri.path[1:], archive)
-                unpack(archive, folder, name=uri.geturl())
-                archive.unlink()
+            if not any(_fetch(storage, key, folder) for key in keys):
+                raise JobError(
+                    f"there is no {uris[0]}",
+                    where=f"job '{description['TrainingJobName']}'",
+                    fix="look at what the script writes to SM_MODEL_DIR and SM_OUTPUT_DATA_DIR; nothing has no archive",
+                )
             yield Remains([folder], are_ours=True)
 
     def prices(self, description: Mapping[str, Any]) -> Mapping[str, Price]:
         """Return what AWS says an hour costs, of those types that it says it of."""
         return ask_prices(self._connection, {kind for kind, _ in instances(description)})
-
-    def _artifact_uri(self, description: Mapping[str, Any], what: Artifact) -> str:
-        """Return where an artifact is: an object, or a folder with "/" at its end."""
-        output = description["OutputDataConfig"]
-        archive, folder = _NAMES[what]
-        known = description.get("ModelArtifacts", {}).get("S3ModelArtifacts") if what == "model" else None
-        base = f"{output['S3OutputPath'].rstrip('/')}/{description['TrainingJobName']}/output/"
-        if output.get("CompressionType") == "NONE":
-            return f"{(known or base + folder).rstrip('/')}/"
-        return known or base + archive
-
-    def _fetch(self, storage: Storage, key: str, path: Path) -> None:
-        try:
-            storage.download(key, path)
-        except JobError as error:
-            if error_code(error) not in ("NoSuchKey", "404"):
-                raise
-            raise JobError(
-                f"there is no {storage.uri(key)}",
-                where=storage.uri(key),
-                fix="look at what the script writes to SM_MODEL_DIR and SM_OUTPUT_DATA_DIR; of nothing there is no archive",
-            ) from error
-
-    def _fetch_folder(self, storage: Storage, prefix: str, folder: Path) -> None:
-        for key in storage.sizes(prefix):
-            if not key.endswith("/"):
-                storage.download(key, folder / inside(key.removeprefix(prefix), archive=storage.uri(prefix)))
 
     def _unknown(self, name: str) -> JobError:
         near: Sequence[str] = ()
@@ -185,6 +160,37 @@ class SageMakerJobs:
             where=f"SageMaker in {clients.region}, in the account{profile}",
             fix=f"did you mean '{near[0]}'?" if near else "look at 'smkit jobs'; it may be another region or profile",
         )
+
+
+def _artifact_uris(description: Mapping[str, Any], what: Artifact) -> list[str]:
+    """Return where an artifact can be, the likeliest place first: an archive, or a folder with "/" at its end."""
+    output = description["OutputDataConfig"]
+    base = f"{output['S3OutputPath'].rstrip('/')}/{description['TrainingJobName']}/output/"
+    is_compressed = output.get("CompressionType") != "NONE"
+    names = [_ARCHIVES[what]] if is_compressed else _FOLDERS[what]
+    known = description.get("ModelArtifacts", {}).get("S3ModelArtifacts") if what == "model" else None
+    if known and not is_compressed:
+        known = f"{known.rstrip('/')}/"
+    return [known] if known else [base + name for name in names]
+
+
+def _fetch(storage: Storage, key: str, folder: Path) -> bool:
+    """Put the files of an artifact into an empty folder; return whether there is such an artifact."""
+    if key.endswith("/"):
+        found = [found for found in storage.sizes(key) if not found.endswith("/")]
+        for each in found:
+            storage.download(each, folder / inside(each.removeprefix(key), archive=storage.uri(key)))
+        return bool(found)
+    archive = folder.with_name("archive")
+    try:
+        storage.download(key, archive)
+    except JobError as error:
+        if error_code(error) not in ("NoSuchKey", "404"):
+            raise
+        return False
+    unpack(archive, folder, name=storage.uri(key))
+    archive.unlink()
+    return True
 
 
 def _is_unknown(error: JobError) -> bool:

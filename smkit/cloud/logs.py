@@ -27,7 +27,6 @@ _WINDOW_SECONDS = 30
 _WIDE_WINDOW_SECONDS = 300
 _SMALL_PAGE = 1000
 """A page with news and fewer events than this is the stream's end for now; a full one has 10,000, or a megabyte."""
-_LOOKS_PER_SEARCH = 5
 _LAST_EVENTS = 300
 _CONSOLES = {
     "aws": "{region}.console.aws.amazon.com",
@@ -67,7 +66,6 @@ class JobLog(Iterator["LogLine | None"]):
         self._count_hosts = count_hosts
         self._hosts = 0
         self._streams: dict[str, _Stream] = {}
-        self._looks = 0
         self._look: Iterator[LogLine] | None = None
 
     def __next__(self) -> LogLine | None:
@@ -81,10 +79,9 @@ class JobLog(Iterator["LogLine | None"]):
 
     def _read(self) -> Iterator[LogLine]:
         self._hosts = self._hosts or self._count_hosts()
-        if len(self._streams) < self._hosts or self._looks % _LOOKS_PER_SEARCH == 0:
-            for stream in find_streams(self._connection, self._name):
-                self._streams.setdefault(stream, _Stream(stream))
-        self._looks += 1
+        # A host's stream is there from its first line on, and a spot job that starts again has new ones.
+        for stream in find_streams(self._connection, self._name):
+            self._streams.setdefault(stream, _Stream(stream))
         news = [stream.news(self._connection) for stream in self._streams.values()]
         for event in heapq.merge(*news, key=lambda event: event.timestamp):
             self._streams[event.stream].give(event)
