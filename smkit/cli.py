@@ -66,7 +66,8 @@ def _run(words: Sequence[str]) -> int:
 def _error_text(error: SmkitError) -> str:
     lines = [f"{screens.paint('smkit', 'red', sys.stderr)}: {error.what}"]
     for label, text in (("where", error.where), ("fix", error.fix)):
-        lines.append(f"  {screens.paint(f'{label}:', 'bold', sys.stderr)}{' ' * (6 - len(label))}{text}")
+        lead = screens.paint(f"{label}:", "bold", sys.stderr) + " " * (6 - len(label))
+        lines.append(f"  {lead}{screens.as_options(text)}")
     return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ from smkit import report
 from smkit.commands import screens
 from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
-from smkit.job_cost import instances
 from smkit.local import LocalJobs
 from smkit.log_view import LogLine
 from smkit.plan import amount
@@ -28,7 +27,7 @@ def show_jobs(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise ConfigurationError(f"--limit {arguments.limit}", where="smkit jobs", fix="give 1 or more")
     root = Path(arguments.output_dir).expanduser()
-    found = [_summary(job, "local") for job in LocalJobs(root).list_jobs(limit=arguments.limit)]
+    found = [_summary(job) for job in LocalJobs(root).list_jobs(limit=arguments.limit)]
     if not arguments.local:
         found += _jobs_on_sagemaker(arguments)
     found.sort(key=lambda job: job["started"] or datetime.max.replace(tzinfo=timezone.utc), reverse=True)
@@ -50,15 +49,16 @@ def _jobs_on_sagemaker(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
     try:
         clients = connect(profile_name=arguments.profile_name, region=arguments.region)
-        return [_summary(job, clients.region) for job in SageMakerJobs(clients).list_jobs(limit=arguments.limit)]
+        return [_summary(job) for job in SageMakerJobs(clients).list_jobs(limit=arguments.limit)]
     except (ConfigurationError, JobError) as error:
         if arguments.profile_name or arguments.region:
             raise
-        report.say(f"jobs on SageMaker are not shown: {error.what}\n  fix: {error.fix}; or --local")
+        report.say(f"jobs on SageMaker are not shown: {error.what}\n  fix: {screens.as_options(error.fix)}; or --local")
         return []
 
 
-def _summary(description: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _summary(description: Mapping[str, Any]) -> dict[str, Any]:
+    arn = str(description.get("TrainingJobArn", ""))
     started = description.get("TrainingStartTime") or description.get("CreationTime")
     ended = description.get("TrainingEndTime")
     seconds = None if started is None else ((ended or datetime.now(timezone.utc)) - started).total_seconds()
@@ -66,7 +66,7 @@ def _summary(description: Mapping[str, Any], place: str) -> dict[str, Any]:
         "name": description["TrainingJobName"],
         "status": description["TrainingJobStatus"],
         "secondary_status": description.get("SecondaryStatus", ""),
-        "place": place,
+        "place": arn.split(":")[3] if arn else "local",
         "started": started,
         "ended": ended,
         "seconds": None if seconds is None else round(max(0.0, seconds)),
@@ -84,10 +84,8 @@ def show_status(arguments: argparse.Namespace) -> int:
     """Show what is known of a job."""
     job = _job(arguments)
     description = job.describe()
-    machines = instances(description)
     cost = job.cost()
-    summary = _summary(description, "local" if machines[0][0] == "local" else "SageMaker")
-    document = summary | {
+    document = _summary(description) | {
         "instance_type": cost.instance_type,
         "instance_count": cost.instance_count,
         "billable_seconds": cost.billable_seconds,
@@ -108,7 +106,8 @@ def _status_rows(document: Mapping[str, Any], cost: str) -> Iterator[tuple[str, 
     yield "status", document["status"]
     if document["secondary_status"] != document["status"]:
         yield "", document["secondary_status"]
-    yield "runs on", f"{document['instance_count']} x {document['instance_type']}"
+    region = "" if document["place"] == "local" else f" in {document['place']}"
+    yield "runs on", f"{document['instance_count']} x {document['instance_type']}{region}"
     yield "started", screens.clock(document["started"])
     yield "took", screens.duration(document["seconds"])
     yield "cost", cost

@@ -19,7 +19,7 @@ from smkit.errors import ConfigurationError
 from smkit.inputs import Input
 from smkit.job import Job
 from smkit.launcher import launch
-from smkit.plan import Plan, amount
+from smkit.plan import Plan
 
 
 def run(argv: Sequence[str]) -> int:
@@ -147,9 +147,13 @@ def _in_words_of_the_command(problem: str) -> str:
 
 
 def _show(plan: Plan) -> None:
-    screens.write(str(plan))
-    files = f"{screens.count(len(plan.files), 'source file')}, {amount(sum(size for _, size in plan.files))}"
-    screens.write(f"\n  {files}; cost: {plan.estimate()}\n  nothing has been made, uploaded or started")
+    rows = [("job", plan.name)]
+    for what, value, origin in plan.rows:
+        rows.append((what, f"{value}  {screens.paint(f'({origin})', 'dim', sys.stdout)}"))
+    screens.write(screens.facts([*rows, ("cost", plan.estimate())]))
+    for warning in plan.warnings:
+        screens.write(f"{screens.paint('warning', 'yellow', sys.stdout)}: {warning}")
+    screens.write("  nothing has been made, uploaded or started")
 
 
 def _document(plan: Plan) -> dict[str, Any]:

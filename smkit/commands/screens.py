@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -111,7 +112,7 @@ def finding(state: str, subject: str, what: str, fix: str) -> str:
     mark = paint(state, _COLOUR_OF_WORD.get(state, "dim"), sys.stdout) + " " * (8 - len(state))
     lines = [f"  {mark}{subject.ljust(18)}{first}", *(lead + other for other in others)]
     # A command stays in one piece, to be copied.
-    remedies = [line.strip() for line in fix.split("\n") if line.strip()]
+    remedies = [line.strip() for line in as_options(fix).split("\n") if line.strip()]
     lines += [f"{lead}{paint('fix:', 'bold', sys.stdout)} {line}" for line in remedies[:1]]
     lines += [f"{lead}     {line}" for line in remedies[1:]]
     return "\n".join(lines)
@@ -120,6 +121,18 @@ def finding(state: str, subject: str, what: str, fix: str) -> str:
 def count(number: int, word: str) -> str:
     """Return `1 file`, `2 files`, `no files`."""
     return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
+
+
+def as_options(text: str) -> str:
+    """Return a text about arguments of `launch` as one about options: `launch(region='x')`, `role of launch`."""
+    text = re.sub(
+        r"(?<![\w.])(?:launch)?\((\w+)=([^()]*)\)", lambda found: f"{_flag(found[1])} {found[2].strip(chr(39))}", text
+    )
+    return re.sub(r"\b(\w+) of launch\b", lambda found: _flag(found[1]), text)
+
+
+def _flag(argument: str) -> str:
+    return "--" + argument.replace("_", "-")
 
 
 def clock(moment: datetime | None) -> str:
