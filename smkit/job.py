@@ -40,7 +40,7 @@ class JobService(Protocol):
 
     @property
     def poll_seconds(self) -> float:
-        """How long to wait between two looks at a job."""
+        """How long to wait between two looks at a job, at most."""
 
     @property
     def stops_on_interrupt(self) -> bool:
@@ -127,7 +127,7 @@ class Job:
         Args:
             follow: Wait for further lines until the job ends; otherwise only those that are there now.
         """
-        return iter(self._lines(follow=follow))
+        return map(str, self._lines(follow=follow))
 
     def wait(self, *, timeout_seconds: float | None = None, show_logs: bool = True) -> Job:
         """Return this job when it has completed.
@@ -244,7 +244,7 @@ class Job:
     def _require_completed(self, description: Mapping[str, Any]) -> None:
         status = description["TrainingJobStatus"]
         if status == "Failed":
-            raise self._failure(description.get("FailureReason") or "")
+            raise self._failure(description)
         if status == "Stopped":
             why = {
                 "MaxRuntimeExceeded": ": it ran for longer than it was allowed to",
@@ -256,11 +256,10 @@ class Job:
         if status != "Completed":
             raise self._error("is still running and has no model yet", fix="wait() for it")
 
-    def _failure(self, reason: str) -> JobError:
+    def _failure(self, description: Mapping[str, Any]) -> JobError:
         """Return the error of a failed job: the traceback of its script if there is one, and what the service says."""
-        traceback: Sequence[str] = ()
-        with contextlib.suppress(OutOfReach):
-            traceback = last_traceback(self.service.last_words(self.name))
+        reason = description.get("FailureReason") or ""
+        traceback = self._last_traceback(self.service.settle_seconds(description))
         what = f"failed: {reason}"
         if traceback:
             cause = traceback[-1].strip()
@@ -268,6 +267,16 @@ class Job:
             if cause not in reason:
                 what += f"\nFailureReason: {reason}"
         return self._error(what.replace("\n", "\n    "), fix="mend what the log says and launch again")
+
+    def _last_traceback(self, settle_seconds: float) -> Sequence[str]:
+        deadline = time.monotonic() + settle_seconds
+        while True:
+            with contextlib.suppress(OutOfReach):
+                if traceback := last_traceback(self.service.last_words(self.name)):
+                    return traceback
+            if time.monotonic() >= deadline:
+                return ()
+            time.sleep(settle_seconds / 4)
 
     def _error(self, what: str, *, fix: str) -> JobError:
         return JobError(f"job '{self.name}' {what}", where=self._log_location, fix=fix)

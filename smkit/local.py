@@ -25,6 +25,7 @@ from smkit.artifacts import Artifact, Remains
 from smkit.contract import BASE_DIR_VARIABLE
 from smkit.errors import ConfigurationError, JobError
 from smkit.hosts import PROCESS_FILE, Host, end
+from smkit.inputs import GivenInput, Input, local_files
 from smkit.job import JobStatus
 from smkit.job_cost import Price
 from smkit.log_view import LogLine
@@ -44,7 +45,7 @@ class LocalRun:
     left_out: Collection[Path]
     instance_count: int
     processes_per_host: int
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, GivenInput]
     hyperparameters: Mapping[str, str]
     environment: Mapping[str, str]
     checkpoint_dir: Path | None
@@ -59,6 +60,20 @@ class LocalRun:
     def uses_torchrun(self) -> bool:
         """Whether torchrun starts the script; the toolkit lets it start Python only."""
         return self.entry.endswith(".py") and self.instance_count * self.processes_per_host > 1
+
+    @property
+    def platform_hyperparameters(self) -> dict[str, str]:
+        """What the toolkit reads for itself, as JSON."""
+        values: dict[str, object] = {
+            "sagemaker_program": self.entry,
+            "sagemaker_job_name": self.name,
+            "sagemaker_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+            "sagemaker_container_log_level": logging.INFO,
+        }
+        if self.uses_torchrun:
+            values["sagemaker_torch_distributed_enabled"] = True
+            values["sagemaker_mpi_num_of_processes_per_host"] = self.processes_per_host
+        return {name: json.dumps(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ class LocalJobs:
             "SecondaryStatus": "Training" if status == "InProgress" else status,
             "CreationTime": _time(started),
             "TrainingStartTime": _time(started),
-            "HyperParameters": json.loads(hosts[0].tree.hyperparameters_file.read_text()),
+            "HyperParameters": _read_object(hosts[0].tree.hyperparameters_file),
             "ResourceConfig": {"InstanceType": "local", "InstanceCount": len(hosts)},
             "ModelArtifacts": {"S3ModelArtifacts": hosts[0].tree.model_dir.as_uri()} if status == "Completed" else {},
         }
@@ -211,6 +226,14 @@ class LocalJobs:
         return min((host for host in self._hosts(name) if host.failure_reason()), key=lambda host: host.end_time)
 
 
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return a file's JSON object; the script can have removed it."""
+    with contextlib.suppress(OSError, ValueError):
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content
+    return {}
+
+
 def _time(nanoseconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.timezone.utc)
 
@@ -226,22 +249,18 @@ def _write_tree(host: Host, run: LocalRun) -> None:
     for directory in (tree.config_dir, tree.data_dir, tree.model_dir, tree.output_data_dir):
         directory.mkdir(parents=True)
     shutil.copytree(run.source_dir, tree.code_dir, symlinks=True, ignore=left_out)
-    for name, path in run.inputs.items():
-        link = tree.data_dir / name
-        if path.is_file():
-            link.mkdir()
-            link /= path.name
-        link.symlink_to(path)
+    number = run.hosts.index(host.base.name)
+    for name, given in run.inputs.items():
+        _link(given, tree.data_dir / name, number, run.instance_count)
     if run.checkpoint_dir is None:
         tree.checkpoint_dir.mkdir()
     else:
         run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         tree.checkpoint_dir.symlink_to(run.checkpoint_dir)
-    channel = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
     group = {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": run.hosts}
     files: dict[Path, object] = {
-        tree.hyperparameters_file: {**run.hyperparameters, **_platform_hyperparameters(run)},
-        tree.input_data_config_file: dict.fromkeys(run.inputs, channel),
+        tree.hyperparameters_file: {**run.hyperparameters, **run.platform_hyperparameters},
+        tree.input_data_config_file: {name: _channel_facts(given.input) for name, given in run.inputs.items()},
         tree.checkpoint_config_file: {"LocalPath": str(tree.checkpoint_dir)},
         tree.resource_config_file: {
             "current_host": host.base.name,
@@ -256,17 +275,26 @@ def _write_tree(host: Host, run: LocalRun) -> None:
         file.write_text(json.dumps(content))
 
 
-def _platform_hyperparameters(run: LocalRun) -> dict[str, str]:
-    values: dict[str, object] = {
-        "sagemaker_program": run.entry,
-        "sagemaker_job_name": run.name,
-        "sagemaker_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        "sagemaker_container_log_level": logging.INFO,
-    }
-    if run.uses_torchrun:
-        values["sagemaker_torch_distributed_enabled"] = True
-        values["sagemaker_mpi_num_of_processes_per_host"] = run.processes_per_host
-    return {name: json.dumps(value) for name, value in values.items()}
+def _link(given: GivenInput, channel: Path, number: int, count: int) -> None:
+    """Show a host its channel: the folder itself, or a folder of links to the files that it gets."""
+    root = given.root
+    if root is not None and root.is_dir() and not given.matches and not (given.input.sharded and count > 1):
+        channel.symlink_to(root)
+        return
+    files, _ = local_files(given)
+    # As S3 shards: the keys in their order, dealt out to the hosts (API: ShardedByS3Key).
+    for relative, file in sorted(files)[number::count] if given.input.sharded else files:
+        link = channel / relative
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    channel.mkdir(exist_ok=True)
+
+
+def _channel_facts(given: Input) -> dict[str, str]:
+    """Return what inputdataconfig.json says of a channel; FastFile calls itself File."""
+    distribution = "ShardedByS3Key" if given.sharded else "FullyReplicated"
+    facts = {"TrainingInputMode": "File", "S3DistributionType": distribution, "RecordWrapperType": "None"}
+    return facts if given.content_type is None else {**facts, "ContentType": given.content_type}
 
 
 def _environment(host: Host, run: LocalRun) -> dict[str, str]:

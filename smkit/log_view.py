@@ -10,9 +10,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-_BAR = re.compile(r"(?P<name>.*?)(\d{1,3}%\|.*\||\b\d[\d,.]*[kMG]?(it|B|[a-z]+)? \[\d+:\d\d).*(/s|it|\?)[^\]]*\]")
+_BAR = re.compile(
+    r"(?P<name>.*?)((?P<percent>\d{1,3})%\|.*\||\b(?P<count>\d+)(it|B|[a-z]+)? \[\d+:\d\d).*(/s|it|\?)[^\]]*\]"
+)
 """tqdm: `train: 40%|████      | 4/10 [00:01<00:02,  2.5it/s]`, and `4it [00:01, 2.5it/s]` without a total."""
+_LONGEST_BAR = 400
 _BAR_SECONDS = 10.0
 """How long a bar that goes on is held back until its state is shown."""
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
@@ -60,29 +64,43 @@ def collapse_bars(lines: Iterator[LogLine | None]) -> Iterator[LogLine | None]:
     A bar comes as one line with carriage returns, or, from the toolkit, as one line per refresh. A bar that goes on for
     long is shown now and then.
     """
-    held: dict[str, tuple[LogLine, str, float]] = {}
+    held: dict[str, _Bar] = {}
     for line in lines:
         if line is None:
-            for host, (bar, name, since) in held.items():
-                if time.monotonic() - since > _BAR_SECONDS and bar:
-                    yield bar
-                    held[host] = (bar.with_text(""), name, time.monotonic())
+            for waiting in held.values():
+                if not waiting.is_shown and time.monotonic() - waiting.shown_at > _BAR_SECONDS:
+                    waiting.is_shown, waiting.shown_at = True, time.monotonic()
+                    yield waiting.line
             yield None
             continue
         if "\r" in line.text:
             line = line.with_text(_last_state(line.text))  # noqa: PLW2901
-        match = _BAR.match(line.text)
-        former, name, since = held.pop(line.host, (None, "", 0.0))
-        if match and former is not None and name == match["name"].strip():
-            held[line.host] = (line, name, since)
-            continue
-        if former is not None and former.text:
-            yield former
-        if match:
-            held[line.host] = (line, match["name"].strip(), time.monotonic())
+        match = _BAR.match(line.text) if len(line.text) <= _LONGEST_BAR else None
+        former = held.pop(line.host, None)
+        bar = _Bar(line, match["name"].strip(), int(match["percent"] or match["count"])) if match else None
+        if bar is not None and former is not None and bar.goes_on_from(former):
+            bar.shown_at = former.shown_at
+        elif former is not None and not former.is_shown:
+            yield former.line
+        if bar is not None:
+            held[line.host] = bar
         else:
             yield line
-    yield from (bar for bar, *_ in held.values() if bar.text)
+    yield from (bar.line for bar in held.values() if not bar.is_shown)
+
+
+@dataclass
+class _Bar:
+    """A progress bar at one of its states."""
+
+    line: LogLine
+    name: str
+    progress: int
+    shown_at: float = field(default_factory=time.monotonic)
+    is_shown: bool = False
+
+    def goes_on_from(self, former: _Bar) -> bool:
+        return self.name == former.name and self.progress >= former.progress
 
 
 def _last_state(text: str) -> str:

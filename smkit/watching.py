@@ -65,7 +65,7 @@ class Watch:
     Args:
         name: The job's name.
         describe: Returns the job's description, in the shape of DescribeTrainingJob.
-        poll_seconds: How long to pause between two looks.
+        poll_seconds: How long to pause between two looks at most.
         settle_seconds: How long the log of a job that has just ended must be quiet to count as whole.
         on_look: Is handed each description.
     """
@@ -112,7 +112,7 @@ class Watch:
                 yield line
             elif ended_at is None or settle is None:
                 yield None
-                time.sleep(self.poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the load
+                time.sleep(self.poll_seconds * random.uniform(0.6, 1.0))  # noqa: S311 - spreads the load
             else:
                 now = time.monotonic()
                 if now - max(ended_at, last_news) >= settle or now - ended_at >= settle * _SETTLING_FACTOR:

@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import random
 import re
 import signal
@@ -325,6 +326,7 @@ def test_a_bar_is_seen_at_its_last_state_on_each_host() -> None:
             "epoch 3:  50%|#####     | 1/2 [00:01<00:01,  1.0it/s]",
             "12it [00:01, 9.3it/s]",
             "13it [00:02, 9.3it/s]",
+            "2it [00:01, 2.0it/s]",  # A count that is lower belongs to another bar.
             "a 50% b",
         ),
         *("\r  0%| | 0/9 [00:00<?, ?it/s]\r 11%|# | 1/9 [00:01<00:08, 1.0it/s]\r", "\r\r", "end [1/2]"),
@@ -338,6 +340,7 @@ def test_a_bar_is_seen_at_its_last_state_on_each_host() -> None:
         "[algo-1] epoch 2:   0%|          | 0/2 [00:00<?, ?it/s]",
         "[algo-1] epoch 3:  50%|#####     | 1/2 [00:01<00:01,  1.0it/s]",
         "[algo-1] 13it [00:02, 9.3it/s]",
+        "[algo-1] 2it [00:01, 2.0it/s]",
         "[algo-1] a 50% b",
         "[algo-1]  11%|# | 1/9 [00:01<00:08, 1.0it/s]",
         "[algo-1] ",
@@ -347,9 +350,14 @@ def test_a_bar_is_seen_at_its_last_state_on_each_host() -> None:
 
 def test_a_bar_that_goes_on_is_shown_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smkit.log_view._BAR_SECONDS", 0.0)
-    bars = [LogLine(f" {n}0%|## | {n}/9 [00:01<00:01, 1.0it/s]", host="a", shows_host=False) for n in range(3)]
-    lines = [bars[0], None, None, bars[1], bars[2], None]
-    assert list(collapse_bars(iter(lines))) == [bars[0], None, None, bars[2], None]
+    bars = [LogLine(f" {n}0%|## | {n}/9 [00:01<00:01, 1.0it/s]", host="a", shows_host=False) for n in range(4)]
+    lines = [bars[0], None, None, bars[1], bars[2], None, bars[3]]
+    assert list(collapse_bars(iter(lines))) == [bars[0], None, None, bars[2], None, bars[3]]
+
+
+def test_a_line_that_a_pattern_could_choke_on_is_no_bar() -> None:
+    line = "5%|" + "|" * 200_000
+    assert list(Job("job", Service([line, "end"])).logs()) == [line, "end"]
 
 
 @given(
@@ -386,6 +394,11 @@ def on_terminal(program: str, environment: dict[str, str]) -> str:
     os.close(mine)
     assert process.returncode == 0, written
     return written.decode()
+
+
+def test_lines_are_plain_text_that_can_be_sent_to_another_process() -> None:
+    lines = list(Job("job", Service(["a"])).logs())
+    assert pickle.loads(pickle.dumps(lines)) == ["a"]
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from smkit.cloud.aws import Clients
-from smkit.cloud.aws_errors import aws_errors, is_expired, is_passing
+from smkit.cloud.aws_errors import aws_errors, error_code, is_expired, is_passing
 from smkit.errors import ConfigurationError, JobError, SmkitError
 from smkit.watching import OutOfReach
 
 _Answer = TypeVar("_Answer")
 
+_LOST = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "NoAuthTokenError", "SSOError"),
+        *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"),
+    }
+)
+"""What AWS and botocore say of credentials that are gone, or half renewed."""
 _RENEWAL_SECONDS = 15 * 60.0
 """How long to wait for a person to sign in again."""
 
@@ -24,6 +31,7 @@ class Connection:
 
     def __init__(self, clients: Clients) -> None:
         self.clients = clients
+        self._has_worked = False
 
     def ask(self, doing: str, call: Callable[[Clients], _Answer]) -> _Answer:
         """Return what `call` returns.
@@ -38,24 +46,33 @@ class Connection:
         """
         try:
             return self._ask(doing, call)
-        except SmkitError as error:
-            if not is_expired(error):
-                raise
-        # A profile's credentials may have been renewed by somebody else: `aws sso login` in another terminal.
-        self.clients = self.clients.reconnect()
-        return self._ask(doing, call)
-
-    def _ask(self, doing: str, call: Callable[[Clients], _Answer]) -> _Answer:
-        try:
-            with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
-                return call(self.clients)
         except (JobError, ConfigurationError) as error:
-            if not is_expired(error) and not is_passing(error):
+            if is_passing(error):
+                raise OutOfReach(error.what, where=error.where, fix=error.fix) from error
+            if not self._have_run_out(error):
+                raise
+        try:
+            # They may have been renewed by somebody else: `aws sso login` in another terminal.
+            with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
+                self.clients = self.clients.reconnect()
+            return self._ask(doing, call)
+        except (JobError, ConfigurationError) as error:
+            if not is_passing(error) and not self._have_run_out(error):
                 raise
             raise OutOfReach(
                 error.what,
                 where=error.where,
                 fix=error.fix,
-                patience_seconds=_RENEWAL_SECONDS if is_expired(error) else None,
-                is_said_at_once=is_expired(error),
+                patience_seconds=None if is_passing(error) else _RENEWAL_SECONDS,
+                is_said_at_once=True,
             ) from error
+
+    def _ask(self, doing: str, call: Callable[[Clients], _Answer]) -> _Answer:
+        with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
+            answer = call(self.clients)
+        self._has_worked = True
+        return answer
+
+    def _have_run_out(self, error: SmkitError) -> bool:
+        """Whether the credentials have, or cannot be found any more although they once were."""
+        return is_expired(error) or (self._has_worked and error_code(error) in _LOST)

@@ -109,7 +109,7 @@ class SageMakerJobs:
                 )
             except JobError as error:
                 # It may have ended, or been stopped by somebody else, between the two.
-                if error_code(error) not in ("ValidationException", "ValidationError"):
+                if not error_code(error).startswith("Validation") or "status" not in error.what:
                     raise
         watch = Watch(name, lambda: self.describe(name), self.poll_seconds, lambda _: 0.0)
         for _ in watch.lines(itertools.repeat(None)):
