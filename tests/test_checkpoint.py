@@ -562,7 +562,10 @@ def test_after_kill_9_the_last_durable_checkpoint_or_a_newer_one_is_whole(tmp_pa
     ):
         assert child.stdin is not None
         assert child.stdout is not None
-        for _ in range(25):
+        for kills in range(200):
+            # On a busy machine it takes more of them until something was saved, and until one fell into a save.
+            if kills >= 25 and durable > 25 and torn:
+                break
             child.stdin.write(f"{durable + 1}\n")
             child.stdin.flush()
             lines = iter(child.stdout.readline, "dead\n")
