@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from smkit.errors import SmkitError as SmkitError
     from smkit.facts import Channel as Channel
     from smkit.hyperparameters import Hyperparameters as Hyperparameters
+    from smkit.inputs import Input as Input
     from smkit.job import Job as Job
+    from smkit.launcher import attach as attach
     from smkit.launcher import launch as launch
     from smkit.metrics import MetricLog as MetricLog
+    from smkit.plan import Plan as Plan
     from smkit.secret_references import read_secret as read_secret
     from smkit.trainer import Trainer as Trainer
 
@@ -40,14 +43,17 @@ else:
         "ConfigurationError": "errors",
         "DataError": "errors",
         "Hyperparameters": "hyperparameters",
+        "Input": "inputs",
         "Job": "job",
         "JobError": "errors",
         "MetricLog": "metrics",
         "Placement": "device",
+        "Plan": "plan",
         "SampleRandom": "data.draws",
         "SmkitError": "errors",
         "Trainer": "trainer",
         "TrainingContext": "context",
+        "attach": "launcher",
         "from_argparse": "argparse_doors",
         "launch": "launcher",
         "make_loader": "data.loader",

@@ -11,14 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from smkit import contract
+from smkit.errors import ConfigurationError
 from smkit.inputs import Input
 from smkit.secret_references import FORMS, is_reference
 
 if TYPE_CHECKING:
     from smkit.hyperparameters import Hyperparameters
+
+Vendor = Literal["source", "wheels", "none"]
+VENDOR = get_args(Vendor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class LaunchArguments:
     graceful_stop: bool
     metrics: Sequence[str]
     tags: Mapping[str, str]
-    vendor: str
+    vendor: Vendor
     allow_secrets: Sequence[str]
     request: Mapping[str, Any]
     output_dir: str | Path
@@ -93,6 +97,8 @@ def common_problems(arguments: LaunchArguments) -> Iterator[str]:
         yield f"processes_per_host {processes}: torchrun starts Python scripts only, and not '{arguments.entry}'"
     if arguments.name is not None and not contract.JOB_NAME.fullmatch(arguments.name):
         yield f"name '{arguments.name}': 1 to 63 letters, digits and '-', and neither end is '-'"
+    if arguments.vendor not in VENDOR:
+        yield f"vendor '{arguments.vendor}': one of {', '.join(VENDOR)}"
     yield from _environment_problems(arguments.environment)
 
 
@@ -109,6 +115,21 @@ def _environment_problems(environment: Mapping[str, object]) -> Iterator[str]:
             yield f"environment '{name}': a value is a text, not a value of type {type(value).__name__}"
         elif "\0" in value:
             yield f"environment '{name}': a value has no NUL characters"
+
+
+def refuse(problems: Sequence[str], arguments: LaunchArguments) -> None:
+    """Raise one error with all problems of a launch, if there are any.
+
+    Raises:
+        ConfigurationError: There are.
+    """
+    if problems:
+        raise ConfigurationError.of(
+            list(dict.fromkeys(problems)),
+            subject=f"the launch of '{arguments.entry}'",
+            where=f"launch({arguments.entry!r}, instance_type={arguments.instance_type!r}, ...)",
+            fix="change what is named above; nothing has been started",
+        )
 
 
 _SECRET_NAME = re.compile(

@@ -11,19 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smkit.job import Job
+from smkit.report import table
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked launch that has not begun; made by `launch(dry_run=True)`.
+    """A checked launch that has not begun; `launch(dry_run=True)` makes it, `print` shows it, `start` begins it.
 
     Args:
         name: The job's name.
         request: What CreateTrainingJob will be sent, to the letter.
-        files: The source files that travel, as relative paths with their sizes in bytes.
-        rows: What was resolved and from where: (what, value, from).
-        warnings: What the user should know and may go on with.
-        start: Upload what is missing, start the job and return it.
+        files: The source files that travel: relative paths and sizes in bytes.
+        rows: What was resolved, and where from: (what, value, from).
+        warnings: What one should know, and may go on with.
+        estimate: Return what the job can cost at most; on SageMaker this asks AWS for the price.
+        start: Make and upload what is missing, start the job, and return it.
     """
 
     name: str
@@ -31,4 +33,19 @@ class Plan:
     files: Sequence[tuple[str, int]]
     rows: Sequence[tuple[str, str, str]]
     warnings: Sequence[str]
+    estimate: Callable[[], str] = field(repr=False)
     start: Callable[[], Job] = field(repr=False)
+
+    def __str__(self) -> str:
+        lines = [table([("", "value", "from"), *self.rows], title=f"job {self.name}")]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def amount(count: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    units = ["bytes", "KB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"

@@ -1,0 +1,64 @@
+"""Words of the SageMaker SDK's estimators, and what `launch` calls the same thing.
+
+Whoever moves an old script over meets each of them once; the answer is the new word, never a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+_NEW_WORDS = {
+    "base_job_name": "name, or nothing: a launch makes a name of the script's and the time",
+    "checkpoint_local_path": "nothing: checkpoints are in /opt/ml/checkpoints",
+    "checkpoint_s3_uri": "checkpoint_uri",
+    "code_location": "bucket",
+    "dependencies": "source_dir: put the folders in it, or a folder above it all",
+    "distribution": "nothing: more than one GPU or host turns torchrun on; processes_per_host sets another number",
+    "distributions": "nothing: more than one GPU or host turns torchrun on; processes_per_host sets another number",
+    "enable_network_isolation": "request={'EnableNetworkIsolation': True} and vendor='wheels'",
+    "enable_sagemaker_metrics": "metrics: a list of names",
+    "encrypt_inter_container_traffic": "request={'EnableInterContainerTrafficEncryption': True}",
+    "entry_point": "entry",
+    "image_name": "image_uri",
+    "input_mode": "inputs={'train': smkit.Input('s3://...', mode='FastFile')}",
+    "instance_groups": "request={'ResourceConfig': {'InstanceGroups': [...]}}",
+    "job_name": "name",
+    "keep_alive_period_in_seconds": "keep_alive_minutes",
+    "max_retry_attempts": "retries",
+    "max_run": "max_hours, in hours",
+    "max_wait": "request={'StoppingCondition': {'MaxWaitTimeInSeconds': ...}}",
+    "metric_definitions": "metrics, a list of names; or request={'AlgorithmSpecification': {'MetricDefinitions': ...}}",
+    "output_kms_key": "request={'OutputDataConfig': {'KmsKeyId': ...}}",
+    "output_path": "bucket, or request={'OutputDataConfig': {'S3OutputPath': ...}}",
+    "sagemaker_session": "session",
+    "script_mode": "nothing: every launch runs a script",
+    "security_group_ids": "request={'VpcConfig': {'Subnets': [...], 'SecurityGroupIds': [...]}}",
+    "source_code": "entry and source_dir",
+    "subnets": "request={'VpcConfig': {'Subnets': [...], 'SecurityGroupIds': [...]}}",
+    "train_instance_count": "instance_count",
+    "train_instance_type": "instance_type",
+    "train_max_run": "max_hours, in hours",
+    "train_use_spot_instances": "spot",
+    "train_volume_size": "request={'ResourceConfig': {'VolumeSizeInGB': ...}}",
+    "training_image": "image_uri",
+    "use_spot_instances": "spot",
+    "volume_kms_key": "request={'ResourceConfig': {'VolumeKmsKeyId': ...}}",
+    "volume_size": "request={'ResourceConfig': {'VolumeSizeInGB': ...}}",
+}
+
+
+def problems(words: Iterable[str], *, known: Iterable[str]) -> Iterator[str]:
+    """Say for each word that is no argument of `launch` which one is meant.
+
+    Args:
+        words: The arguments that `launch` does not have.
+        known: Those that it has.
+    """
+    choices = list(known)
+    for word in words:
+        if word in _NEW_WORDS:
+            yield f"{word}: the estimator's word; launch's is {_NEW_WORDS[word]}"
+        else:
+            near = difflib.get_close_matches(word, choices, n=1)
+            yield f"{word}: launch has no such argument" + (f"; did you mean '{near[0]}'?" if near else "")
