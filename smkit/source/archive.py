@@ -63,18 +63,20 @@ def pack(source: Source, extra: Mapping[str, bytes | Path]) -> Archive:
     Raises:
         ConfigurationError: A file has changed since the survey, or there is no space for the archive.
     """
-    descriptor, name = tempfile.mkstemp(prefix="smkit-", suffix=".tar.gz")
-    path = Path(name)
+    path = None
     try:
+        descriptor, name = tempfile.mkstemp(prefix="smkit-", suffix=".tar.gz")
+        path = Path(name)
         with os.fdopen(descriptor, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as compressed:
             sha256 = _write(source, extra, compressed)
         return Archive(path, sha256, path.stat().st_size)
     except BaseException as error:
-        path.unlink(missing_ok=True)
+        if path is not None:
+            path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise ConfigurationError(
                 f"the source cannot be packed: {error}",
-                where=f"source_dir '{source.root}', packed in {path.parent}",
+                where=f"source_dir '{source.root}', packed in {tempfile.gettempdir()}",
                 fix="make space there, or set TMPDIR to a folder that has it",
             ) from error
         raise

@@ -159,7 +159,7 @@ class Walk:
         """Return why a file or a folder stays behind, or None."""
         if location in self._own_folders or location.name in _NEVER_SOURCE:
             return f"'{location.name}' never travels"
-        if is_folder and ((location / "pyvenv.cfg").is_file() or (location / "conda-meta").is_dir()):
+        if is_folder and (_is_there(location / "pyvenv.cfg") or _is_there(location / "conda-meta")):
             return f"'{location.name}' is a virtual environment"
         rule = last_match(self._smkit_rules, path, is_folder=is_folder)
         if rule is None and folder.is_closed:
@@ -189,7 +189,7 @@ class Walk:
             elif kind != stat.S_IFREG:
                 self.left_out.add(location)
                 self.warnings.append(f"source_dir: '{path}' stays behind: it is neither a file nor a folder")
-            elif not os.access(location, os.R_OK):
+            elif not os.access(location, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
                 self._refuse(f"'{path}' cannot be read: {os.strerror(errno.EACCES)}")
             elif "\\" in path:
                 self._refuse(f"the name '{path}' holds a backslash, which the toolkit takes for a slash; rename it")
@@ -232,6 +232,15 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _is_there(path: Path) -> bool:
+    """Say whether a path can be seen; pathlib raises for what lies in a folder that may not be read."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
+
+
 def _is_made_by_smkit(folder: Path) -> bool:
     """Say whether a folder is a local job, which has a folder for each host, or one of checkpoints."""
     try:
@@ -239,4 +248,4 @@ def _is_made_by_smkit(folder: Path) -> bool:
             names = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
     except OSError:
         return False
-    return any(_CHECKPOINT.fullmatch(name) or JobTree(folder / name).resource_config_file.is_file() for name in names)
+    return any(_CHECKPOINT.fullmatch(name) or _is_there(JobTree(folder / name).resource_config_file) for name in names)
