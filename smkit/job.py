@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,7 +265,7 @@ class Job:
         if traceback:
             cause = traceback[-1].strip()
             what = "\n".join([f"failed: {cause}", *traceback])
-            if cause not in reason:
+            if not _says(reason, cause):
                 what += f"\nFailureReason: {reason}"
         return self._error(what.replace("\n", "\n    "), fix="mend what the log says and launch again")
 
@@ -297,6 +298,11 @@ def _what_is_there(source: Iterator[LogLine | None]) -> Iterator[LogLine]:
             return
         else:
             looks, is_quiet = looks + 1, True
+
+
+def _says(text: str, words: str) -> bool:
+    """Whether a text holds these words, whatever is between them: the toolkit cuts and strips what it passes on."""
+    return re.sub(r"\W+", "", words) in re.sub(r"\W+", "", text)
 
 
 def _readable(location: str) -> str:

@@ -5,12 +5,13 @@ This room works on lines and knows neither jobs nor where the lines come from.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from smkit.report import uses_colour
 
 _BAR = re.compile(
     r"(?P<name>.*?)((?P<percent>\d{1,3})%\|.*\||\b(?P<count>\d+)(it|B|[a-z]+)? \[\d+:\d\d).*(/s|it|\?)[^\]]*\]"
@@ -25,6 +26,8 @@ _TRACEBACK = "Traceback (most recent call last):"
 _RANK = re.compile(r"^\[(default)?rank\d+\]: ?|^\[rank\d+\]:")
 _NOT_THE_SCRIPTS = re.compile(r"\b(ChildFailedError|CalledProcessError|ExecuteUserScriptError|SignalException)\b")
 """What torchrun and the toolkit raise because a script has failed."""
+_CHAIN = ("The above exception was the direct cause", "During handling of the above exception")
+_EXCEPTION = re.compile(r"([\w.]+\.)?[A-Z]\w*(:|$)")
 _TRACEBACK_LINES = 30
 _LINES_AFTER = 100
 """A traceback that was followed by more lines than this was not what ended the script."""
@@ -109,11 +112,11 @@ def _last_state(text: str) -> str:
 
 
 class Paint:
-    """Gives the names of a log's hosts a colour each, where the stream is a terminal and NO_COLOR is not set."""
+    """Gives the names of a log's hosts a colour each, where standard error takes colours."""
 
     def __init__(self) -> None:
-        stream = sys.stderr
-        self._is_on = bool(stream and stream.isatty()) and not os.environ.get("NO_COLOR")
+        # A program without a console has no standard error.
+        self._is_on = sys.stderr is not None and uses_colour(sys.stderr)
         self._hosts: dict[str, int] = {}
 
     def line(self, line: LogLine) -> str:
@@ -126,30 +129,72 @@ class Paint:
 
 def traceback_start(texts: Sequence[str]) -> int | None:
     """Return where the last traceback that is the script's own begins; None if there is none near the end."""
-    starts = [number for number, text in enumerate(texts) if _TRACEBACK in text]
-    for start in reversed(starts):
-        if len(_traceback(texts[start:])) < 2 or len(texts) - start > _LINES_AFTER + _TRACEBACK_LINES:
-            continue
-        if not _NOT_THE_SCRIPTS.search(_traceback(texts[start:])[-1]):
-            return start
+    nearest = max(0, len(texts) - _LINES_AFTER - _TRACEBACK_LINES)
+    for start in range(len(texts) - 1, nearest - 1, -1):
+        if _plain(texts[start]) == _TRACEBACK:
+            lines = _traceback(texts[start:])
+            if lines and not _NOT_THE_SCRIPTS.search(lines[-1]):
+                return start
     return None
 
 
 def last_traceback(texts: Sequence[str]) -> list[str]:
-    """Return the last traceback that is the script's own, at most 30 lines of it; nothing if there is none."""
+    """Return the last traceback that is the script's own, at most 30 lines of it; nothing if there is none.
+
+    The toolkit takes a script's output in pieces, strips them and makes a line of each, so that indentation is lost and
+    an exception's name, its colon and its message are three lines. Here they are put together again.
+    """
     start = traceback_start(texts)
     if start is None:
         return []
     lines = _traceback(texts[start:])
+    while cause := _cause_of(texts, start):
+        start, words = cause
+        lines = [*_traceback(texts[start:]), "", words, "", *lines]
     if len(lines) > _TRACEBACK_LINES:
         kept = _TRACEBACK_LINES // 2
         lines = [*lines[: kept - 1], f"  ... {len(lines) - 2 * kept + 1} lines ...", *lines[-kept:]]
     return lines
 
 
+def _cause_of(texts: Sequence[str], start: int) -> tuple[int, str] | None:
+    """Return where the traceback begins that led to the one at `start`, and Python's words between the two."""
+    before = [number for number in range(max(0, start - _TRACEBACK_LINES), start) if _plain(texts[number])]
+    if not before or not _plain(texts[before[-1]]).startswith(_CHAIN):
+        return None
+    starts = [number for number in before if _plain(texts[number]) == _TRACEBACK]
+    return (starts[-1], _plain(texts[before[-1]])) if starts else None
+
+
 def _traceback(texts: Sequence[str]) -> list[str]:
-    """Return the traceback at the beginning of `texts`: to the line of its exception, and the lines of its message."""
-    lines = [_RANK.sub("", text) for text in texts]
-    lines[0] = _TRACEBACK
-    end = next((number for number, line in enumerate(lines) if number and line[:1] not in ("", " ", "\t")), len(lines))
-    return lines[: end + 1]
+    """Return the traceback at the beginning of `texts`, to the line of its exception; nothing if that is missing."""
+    found = [_TRACEBACK]
+    lines = [text for text in texts[1:] if _plain(text)]
+    is_after_frame = False
+    for number, text in enumerate(lines):
+        line = _plain(text)
+        if line.startswith(('File "', "[Previous line repeated")):
+            found.append(f"  {line}")
+            is_after_frame = True
+        elif not line.strip("^~ ") or (number and _RANK.sub("", text).startswith("    ")):
+            # Marks below a line of code point nowhere once that line has been stripped.
+            found += [f"    {line}"] if line.strip("^~ ") else []
+            is_after_frame = False
+        elif is_after_frame and not _EXCEPTION.match(line):
+            found.append(f"    {line}")
+            is_after_frame = False
+        else:
+            return [*found, _exception([_plain(text) for text in lines[number : number + 3]])]
+    return []
+
+
+def _exception(lines: Sequence[str]) -> str:
+    """Return the line of an exception: its name and the first line of its message, which can be in pieces."""
+    first, second, third = [*lines, "", ""][:3]
+    if second.startswith(":"):
+        return f"{first}: {second[1:].strip() or third}".rstrip(": ")
+    return f"{first} {second}".strip() if re.fullmatch(r"[\w.]+:", first) else first
+
+
+def _plain(text: str) -> str:
+    return _RANK.sub("", text).strip()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -262,15 +263,101 @@ def test_a_reason_that_holds_the_exception_is_not_given_twice() -> None:
     assert "FailureReason" not in str(caught.value)
 
 
+TOOLKIT_LOG = """\
+hello
+@
+Traceback (most recent call last):
+File "/opt/ml/code/train.py", line 6, in <module>
+@
+f()
+@
+File "/opt/ml/code/train.py", line 3, in f
+@
+raise ValueError('no column label')
+@
+ValueError
+:
+no column label
+@
+@
+The above exception was the direct cause of the following exception:
+@
+Traceback (most recent call last):
+File "/opt/ml/code/train.py", line 8, in <module>
+@
+raise RuntimeError('cannot read') from e
+@
+RuntimeError
+:
+cannot read
+@
+2026-11-25 23:29:13,608 sagemaker-training-toolkit INFO     Waiting for the process to finish and give a return code.
+2026-11-25 23:29:13,609 sagemaker-training-toolkit ERROR    ExecuteUserScriptError:
+ExitCode 1
+ErrorMessage "raise ValueError('no column label')
+ Traceback (most recent call last)
+ RuntimeError
+ cannot read"
+""".replace("@", " ")
+
+
+def test_what_the_toolkit_has_cut_into_pieces_is_put_together() -> None:
+    assert "\n".join(last_traceback(TOOLKIT_LOG.split("\n"))) == textwrap.dedent("""\
+        Traceback (most recent call last):
+          File "/opt/ml/code/train.py", line 6, in <module>
+            f()
+          File "/opt/ml/code/train.py", line 3, in f
+            raise ValueError('no column label')
+        ValueError: no column label
+
+        The above exception was the direct cause of the following exception:
+
+        Traceback (most recent call last):
+          File "/opt/ml/code/train.py", line 8, in <module>
+            raise RuntimeError('cannot read') from e
+        RuntimeError: cannot read""")
+
+
+@given(
+    chance=st.randoms(use_true_random=False),
+    depth=st.integers(0, 6),
+    message=st.sampled_from(["a: b", "", "two words"]),
+    is_stripped=st.booleans(),
+)
+def test_a_traceback_survives_wherever_it_was_cut(
+    chance: random.Random, depth: int, message: str, *, is_stripped: bool
+) -> None:
+    def fall(left: int) -> None:
+        if left:
+            fall(left - 1)
+        raise ValueError(message)
+
+    try:
+        fall(depth)
+    except ValueError:
+        whole = traceback.format_exc()
+    pieces = [line + chance.choice(["", "\n", " \n"]) for line in whole.splitlines(keepends=True)]
+    name = chance.choice(["ValueError: ", "ValueError\n:\n", "ValueError:\n"])
+    lines = "".join(pieces).replace("ValueError: ", name).split("\n")
+    found = last_traceback([line.strip() for line in lines] if is_stripped else lines)
+    assert found[-1] == (f"ValueError: {message}" if message else "ValueError")
+    frames = [line for line in found if line.startswith("  File ")]
+    repeated = [int(words[1]) for line in found if (words := re.search(r"repeated (\d+) more", line))]
+    assert len(frames) + sum(repeated) == depth + 2
+
+
+@given(st.lists(st.sampled_from([*TOOLKIT_LOG.split("\n"), *TORCHRUN_LOG.split("\n"), "x", "    y", ":"]), max_size=60))
+def test_any_log_has_a_last_traceback_or_none(texts: list[str]) -> None:
+    assert len(last_traceback(texts)) <= 30
+
+
 def test_only_a_traceback_near_the_end_is_why_a_script_has_failed_and_a_long_one_is_cut() -> None:
     short = ["Traceback (most recent call last):", '  File "a.py", line 1', "KeyError: 'a'"]
     assert last_traceback([*short, *["line"] * 300]) == []
     assert last_traceback([*short, "line"]) == short
     assert last_traceback(["Traceback (most recent call last):"]) == []
-    deep = [short[0], *(f"  {number}" for number in range(100)), short[-1]]
-    assert last_traceback(deep) == [
-        *(short[0], *(f"  {number}" for number in range(13)), "  ... 73 lines ...", *deep[-15:])
-    ]
+    deep = [short[0], *(f'  File "a.py", line {number}' for number in range(100)), short[-1]]
+    assert last_traceback(deep) == [*deep[:14], "  ... 73 lines ...", *deep[-15:]]
 
 
 @pytest.mark.parametrize(

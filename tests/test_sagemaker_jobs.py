@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import json
@@ -132,6 +133,36 @@ def test_a_failure_shows_the_traceback_of_the_host_that_failed_and_the_address_o
         "(log group /aws/sagemaker/TrainingJobs, streams job-1/...)"
     )
     assert "boom" in (job.failure_reason or "")
+
+
+@pytest.mark.toolkit
+def test_the_traceback_that_the_toolkit_cuts_into_pieces_is_whole(sagemaker: SageMaker, start: Start) -> None:
+    torch = importlib.util.find_spec("torch")
+    sagemaker.settings(hidden=[*torch.submodule_search_locations] if torch else [])  # Its import takes seconds.
+    script = b"def load():\n    raise KeyError('label')\n\nload()\n"
+    source = io.BytesIO()
+    with tarfile.open(fileobj=source, mode="w:gz") as packed:
+        entry = tarfile.TarInfo("train.py")
+        entry.size = len(script)
+        packed.addfile(entry, io.BytesIO(script))
+    sagemaker.put({"source.tar.gz": source.getvalue()})
+    address = json.dumps(f"s3://{sagemaker.bucket}/source.tar.gz")
+    job = start(
+        "",
+        AlgorithmSpecification={"TrainingImage": "image", "TrainingInputMode": "File"},
+        HyperParameters={"sagemaker_program": '"train.py"', "sagemaker_submit_directory": address},
+    )
+    with pytest.raises(JobError) as caught:
+        job.wait(show_logs=False)
+    assert caught.value.what == (
+        "job 'job-1' failed: KeyError: 'label'\n"
+        "    Traceback (most recent call last):\n"
+        '      File "/opt/ml/code/train.py", line 4, in <module>\n'
+        "        load()\n"
+        '      File "/opt/ml/code/train.py", line 2, in load\n'
+        "        raise KeyError('label')\n"
+        "    KeyError: 'label'"
+    )
 
 
 def test_stop_returns_when_the_job_has_ended_and_leaves_an_ended_one_as_it_is(
