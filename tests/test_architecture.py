@@ -154,7 +154,7 @@ ALLOWED = {
     "source.merge": {"source.requirements", "source.survey"},
     "source.vendor": {"source.merge", "source.survey", "source.wheels"},
     # jobs, wherever they run
-    "log_view": set(),
+    "log_view": {"report"},
     "artifacts": {"errors"},
     "watching": {"errors", "log_view", "report"},
     "job_cost": {"watching"},
@@ -221,8 +221,8 @@ ALLOWED = {
         *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "plan", "report"),
     },
     "commands.launching": {
-        *("commands.launch_options", "commands.screens", "commands.script_command_line", "errors", "inputs", "job"),
-        *("launcher", "plan"),
+        *("commands.jobs", "commands.launch_options", "commands.screens", "commands.script_command_line", "errors"),
+        *("inputs", "launcher", "plan"),
     },
     "cli": {
         *("commands.account", "commands.jobs", "commands.launching", "commands.screens", "contract", "errors"),

@@ -16,7 +16,7 @@ import pytest
 from patience import patient_with
 
 from smkit.cli import main
-from smkit.commands import launch_options
+from smkit.commands import launch_options, screens
 
 if TYPE_CHECKING:
     from sagemaker.fixture import SageMaker
@@ -46,7 +46,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "torch.py").write_text("raise ImportError")
     monkeypatch.chdir(tmp_path)
-    for name in ("NO_COLOR", "FORCE_COLOR", *(name for name in os.environ if name.startswith("AWS_"))):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     yield tmp_path
     if (tmp_path / "runs").exists():
@@ -213,9 +213,7 @@ def test_a_local_job_from_its_launch_to_its_model(smkit: Smkit, project: Path) -
 
     status, out, _ = smkit("logs one")
     assert "words --lr 1e-3" in out.splitlines()
-    assert {"host": "algo-1", "text": "words --lr 1e-3", "time": None} in json.loads(smkit("logs one --json")[1])[
-        "lines"
-    ]
+    assert json.loads(smkit("logs one --json")[1]) == {"name": "one", "lines": out.splitlines()}
     rows = json.loads(smkit("metrics one --json")[1])["rows"]
     assert rows == [{"step": 1, "epoch": 0, "train/loss": 0.5}, {"step": 2, "epoch": 1, "train/loss": 0.25}]
     assert "train/loss" in smkit("metrics one")[1]
@@ -233,7 +231,10 @@ def test_a_failed_job_ends_with_1_and_says_why(smkit: Smkit, project: Path) -> N
     assert (status, out) == (1, "")
     assert "smkit: job 'bad' failed: RuntimeError: no such luck" in error
     assert "\n  where: " in error
-    assert smkit("attach bad")[0] == 1
+    status, out, _ = smkit("attach bad --json")
+    document = json.loads(out)
+    assert (status, document["name"], document["status"]) == (1, "bad", "Failed")
+    assert "no such luck" in document["failure_reason"]
     assert smkit("status bad")[0] == 0
     assert "no such luck" in json.loads(smkit("status bad --json")[1])["failure_reason"]
 
@@ -308,3 +309,55 @@ def test_a_dry_run_shows_the_plan(project: Path, sagemaker: SageMaker, smkit: Sm
     assert document["request"]["InputDataConfig"][0]["ChannelName"] == "train"
     assert "train.py" in [file["path"] for file in document["files"]]
     assert not {"CreateTrainingJob", "CreateBucket", "PutObject"} & set(sagemaker.actions())
+
+
+# --- jobs on SageMaker ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.aws
+@pytest.mark.toolkit
+def test_a_job_on_sagemaker_fails_with_its_own_exception(project: Path, sagemaker: SageMaker, smkit: Smkit) -> None:
+    sagemaker.settings(log_delay=0.0)
+    status, out, error = smkit(
+        f"launch --instance-type ml.m5.xlarge --role {sagemaker.role} --vendor none --name far",
+        *("--env", f"PYTHONPATH={project / 'hidden'}", "train.py", "--fail"),
+    )
+    assert (status, out) == (1, "")
+    assert "no such luck" in error[error.index("smkit: job 'far' failed: ") :]
+    (job,) = json.loads(smkit("jobs --json")[1])
+    assert (job["name"], job["status"], job["place"]) == ("far", "Failed", "us-east-1")
+    assert "words --fail True" in smkit("logs far --no-follow")[1].splitlines()
+    assert smkit("attach far")[0] == 1
+    document = json.loads(smkit("status far --json")[1])
+    assert "no such luck" in document["failure_reason"]
+    assert document["instance_type"] == "ml.m5.xlarge"
+    assert "  runs on    1 x ml.m5.xlarge in us-east-1" in smkit("status far")[1].splitlines()
+    status, _, error = smkit("download far model")
+    assert status == 1
+    assert "no such luck" in error
+
+
+@pytest.mark.aws
+def test_without_an_account_local_jobs_are_shown_all_the_same(
+    project: Path, smkit: Smkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    status, out, error = smkit("jobs --json")
+    assert (status, json.loads(out)) == (0, [])
+    assert error == (
+        "jobs on SageMaker are not shown: nothing says which AWS region to use\n"
+        "  fix: --region eu-west-1, or export AWS_DEFAULT_REGION=eu-west-1, or 'aws configure set region eu-west-1'; "
+        "or --local\n"
+    )
+    status, out, error = smkit("status none --profile nobody")
+    assert (status, out) == (2, "")
+    assert "there is no AWS profile 'nobody'\n  where: --profile-name\n" in error
+
+
+def test_messages_about_arguments_become_messages_about_options() -> None:
+    text = "launch(region='eu-west-1'), boto3.Session(profile_name=...), give the role (role=...)"
+    assert screens.as_options(text) == "--region eu-west-1, boto3.Session(profile_name=...), give the role --role ..."
+    assert screens.as_options("profile_name of launch") == "--profile-name"

@@ -18,7 +18,6 @@ from smkit.commands import screens
 from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
 from smkit.local import LocalJobs
-from smkit.log_view import LogLine
 from smkit.plan import amount
 
 
@@ -120,7 +119,7 @@ def show_logs(arguments: argparse.Namespace) -> int:
     """Show a job's log."""
     lines = _job(arguments).logs(follow=not arguments.no_follow)
     if arguments.json:
-        screens.write_json({"name": arguments.name, "lines": [_line(line) for line in lines]})
+        screens.write_json({"name": arguments.name, "lines": list(lines)})
         return 0
     for line in lines:
         screens.write(line)
@@ -129,19 +128,29 @@ def show_logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _line(line: str) -> dict[str, Any]:
-    if not isinstance(line, LogLine):
-        return {"host": None, "text": line, "time": None}
-    moment = None if line.seconds is None else datetime.fromtimestamp(line.seconds, timezone.utc)
-    return {"host": line.host, "text": line.text, "time": moment}
-
-
 def attach_to(arguments: argparse.Namespace) -> int:
     """Follow a job to its end."""
-    job = _job(arguments).wait()
-    if arguments.json:
-        screens.write_json({"name": job.name, "status": job.status})
+    follow(_job(arguments), as_json=arguments.json)
     return 0
+
+
+def follow(job: Job, *, as_json: bool) -> None:
+    """Show a job's log until it ends, and as JSON what has become of it, whatever that is.
+
+    Raises:
+        JobError: It failed or was stopped.
+    """
+    try:
+        job.wait()
+    except JobError:
+        _show_end(job, as_json=as_json)
+        raise
+    _show_end(job, as_json=as_json)
+
+
+def _show_end(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        screens.write_json({"name": job.name, "status": job.status, "failure_reason": job.failure_reason})
 
 
 def stop(arguments: argparse.Namespace) -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from smkit.commands import launch_options, screens, script_command_line
+from smkit.commands.jobs import follow
 from smkit.commands.launch_options import LaunchWords
 from smkit.errors import ConfigurationError
 from smkit.inputs import Input
-from smkit.job import Job
 from smkit.launcher import launch
 from smkit.plan import Plan
 
@@ -46,18 +46,7 @@ def run(argv: Sequence[str]) -> int:
         screens.write_json({"name": job.name, "status": job.status}) if as_json else screens.write(job.name)
         return 0
     sys.stderr.write(f"job {screens.paint(job.name, 'bold', sys.stderr)}\n")
-    return follow(job, as_json=as_json)
-
-
-def follow(job: Job, *, as_json: bool) -> int:
-    """Show a job's log until it ends; return 0 if it completed.
-
-    Raises:
-        JobError: It failed or was stopped.
-    """
-    job.wait()
-    if as_json:
-        screens.write_json({"name": job.name, "status": job.status})
+    follow(job, as_json=as_json)
     return 0
 
 

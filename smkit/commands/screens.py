@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import sys
@@ -31,18 +30,9 @@ _COLOUR_OF_WORD = {
 }
 
 
-def uses_colour(stream: TextIO) -> bool:
-    """Whether colours are wanted there (no-color.org, force-color.org)."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Return `text` in a colour, where the stream takes one; a colour that there is none of leaves it plain."""
-    if not text or colour not in _COLOURS or not uses_colour(stream):
+    if not text or colour not in _COLOURS or not report.uses_colour(stream):
         return text
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
