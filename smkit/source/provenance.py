@@ -25,7 +25,7 @@ _MAX_UNTRACKED = 1_000
 _MAX_TAG = 256
 """API: TagValue, whose characters are letters, digits, spaces and these."""
 _TAG_MARKS = "_.:/=+-@"
-# A repository's own settings must not run programs, and asking must not write to it.
+# Nothing that a repository sets up for people is run: no monitor, no hook, and below no viewer of differences.
 _GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=false")
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,8 @@ FOLDER = "wheels"
 _NEWEST_GLIBC = 31
 """That of Ubuntu 20.04, which the oldest of the images for PyTorch 2 have."""
 _TIMEOUT_SECONDS = 1200
+_SHOWN_LINES = 14
+"""Of what pip says at its end: a conflict takes as many."""
 _PIP = """
 import runpy, sys
 # The user's files lie in the current folder, for paths in requirements; they must not be taken for pip's modules.
@@ -62,7 +64,7 @@ def download(
     stand_in = _write_stand_in(folder / "torch", torch_version)
     major, minor = re.findall(r"(\d)\D?(\d+)", python_version)[0]
     arguments = [
-        *("download", "--quiet", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"),
+        *("download", "--progress-bar=off", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"),
         *("--dest", str(folder / FOLDER), "--find-links", str(folder / "torch"), "-c", str(folder / "torch/only.txt")),
         *("--implementation", "cp", "--python-version", f"{major}{minor}"),
         *(word for platform in _platforms(machine) for word in ("--platform", platform)),
@@ -105,15 +107,21 @@ def _run_pip(program: str, arguments: Sequence[str], root: Path) -> None:
     command = [sys.executable, "-c", program, *arguments]
     try:
         run = subprocess.run(  # noqa: S603 - pip, told what the user requires
-            command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False
+            command,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         said = f"no end after {_TIMEOUT_SECONDS} s"
     else:
         if run.returncode == 0:
             return
-        lines = (run.stderr + run.stdout).decode(errors="replace").strip().splitlines()
-        said = "\n".join(f"    {line}" for line in lines[-6:])
+        lines = run.stdout.decode(errors="replace").strip().splitlines()
+        said = "\n".join(f"    {line}" for line in lines[-_SHOWN_LINES:] if line.strip())
     fix = "mend requirements.txt, or give vendor='none' and an image that has all"
     if "No module named 'pip'" in said:
         fix = f"install pip: {sys.executable} -m ensurepip"
