@@ -114,6 +114,7 @@ def _rows(run: LocalRun, prepared: Preparation, jobs: LocalJobs, size: int) -> l
         ("script", run.entry, str(run.source_dir)),
         ("instances", f"{run.instance_count} x local, {each}", "instance_type, instance_count"),
         ("source", source, prepared.origin_text),
+        ("hyperparameters", str(len(prepared.hyperparameters)), prepared.check),
         *((f"input {name}", str(given.input.source), "read in place") for name, given in run.inputs.items()),
         ("results", str(jobs.root / run.name), "output_dir"),
         ("checkpoints", checkpoints, "checkpoint_dir"),
@@ -128,7 +129,8 @@ def _input_problems(given: GivenInput) -> Iterator[str]:
         )
     elif given.input.mode == "Pipe":
         yield f"input '{given.name}': a local run has no pipes; leave out mode='Pipe'"
-    else:
+    elif given.matches or given.input.sharded:
+        # Any other folder is shown as it is, however much is in it.
         yield from local_files(given)[1]
 
 

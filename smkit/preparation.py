@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from smkit.errors import ConfigurationError
 from smkit.inputs import GivenInput, read_inputs
 from smkit.launch_arguments import LaunchArguments, absolute, common_problems, environment_warnings, new_name
-from smkit.script_settings import check
+from smkit import script_settings
 from smkit.source.provenance import Provenance, describe
 from smkit.source.survey import Source, survey
 
@@ -25,6 +25,7 @@ class Preparation:
     source: Source
     inputs: Sequence[GivenInput]
     hyperparameters: Mapping[str, str]
+    check: str
     origin: Provenance | None
     problems: Sequence[str]
     warnings: Sequence[str]
@@ -51,16 +52,18 @@ def prepare(arguments: LaunchArguments) -> Preparation:
         ],
         allow_secrets=arguments.allow_secrets,
     )
+    check = ""
     warnings = [*source.warnings, *environment_warnings(arguments.environment)]
     if not (source.problems or problems_of_hyperparameters or arguments.hyperparameters is None):
-        checked = check(source.root, arguments.entry, arguments.hyperparameters)
+        checked = script_settings.check(source.root, arguments.entry, arguments.hyperparameters)
         problems_of_hyperparameters = list(checked.problems)
-        warnings += [checked.note] if checked.note else []
+        check = checked.note or "checked by the script's settings class"
     return Preparation(
         name=arguments.name or new_name(arguments.entry),
         source=source,
         inputs=inputs,
         hyperparameters=hyperparameters,
+        check=check,
         origin=describe(source.root),
         problems=[
             *common_problems(arguments),

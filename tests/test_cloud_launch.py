@@ -115,4 +115,4 @@ def test_the_document_step_by_step(sagemaker: SageMaker, folder: Path, monkeypat
     record = json.loads(
         sagemaker.objects(f"smkit/jobs/{job.name}/code.json", bucket)[f"smkit/jobs/{job.name}/code.json"]
     )
-    assert record["files"].keys() == {"train.py"}
+    assert record == {"code_sha256": record["code_sha256"], "git": None}

@@ -72,18 +72,18 @@ ALL_PROBLEMS = """\
 16 problems in the launch of 'trian.py':
   - instance_count 0: at least 1
   - processes_per_host -2: at least 1
+  - name '-x-': 1 to 63 letters, digits and '-', and neither end is '-'
+  - environment 'SM_HOSTS': names that start with SM_ or SAGEMAKER_ belong to the platform
+  - environment 'A-B': a name has letters, digits and '_', and starts with no digit
+  - environment 'DEBUG': a value is a text, not a value of type int
   - entry 'trian.py': not in <project>; did you mean 'train.py'?
   - source_dir: the link 'link' leads out of the folder, to /tmp; put a copy in its place, or give data as an input
-  - input 'train': a local run does not download 's3://bucket/train'; download it (aws s3 sync) and give the folder
   - input 'two words': there is no <project>/dta; did you mean 'data'?
   - input 'two words': a channel's name has 1 to 64 letters, digits, '.', '-' or '_'
   - input 'valid': the path is empty
   - hyperparameter sagemaker_program: ...
   - hyperparameter rate: ...
-  - environment 'SM_HOSTS': names that start with SM_ or SAGEMAKER_ belong to the platform
-  - environment 'A-B': a name has letters, digits and '_', and starts with no digit
-  - environment 'DEBUG': a value is a text without NUL characters, not 1
-  - name '-x-': 1 to 63 letters, digits and '-', and neither end is '-'
+  - input 'train': a local run does not download 's3://bucket/train'; download it (aws s3 sync) and give the folder
   - checkpoint_dir '<project>/train.sh': not a folder
   - this machine: the toolkit is not installed in <project>/bin; pip install 'smkit[local]'
   where: launch('trian.py', instance_type='local', ...)
@@ -102,7 +102,7 @@ ALL_PROBLEMS = """\
         ({"inputs": {"a": "https://host/data"}}, "'https://host/data' is neither a path nor a file:// URI"),
         ({"inputs": {f"c{i}": "data" for i in range(21)}}, "inputs: a job takes 20 channels, not 21"),
         ({"inputs": {"a": "data/x\0"}}, "input 'a': there is no "),
-        ({"environment": {"A": "\0"}}, "environment 'A': a value is a text without NUL characters"),
+        ({"environment": {"A": "\0"}}, "environment 'A': a value has no NUL characters"),
         ({"output_dir": "."}, "holds the script, so that each job would hold all former ones"),
         ({"output_dir": "train.py"}, "train.py': not a folder"),
         ({"output_dir": "..", "name": "here"}, "holds a job of that name"),

@@ -195,6 +195,7 @@ class _Draft:
             ("role", *role),
             ("account", f"{storage.owner} in {clients.region}", clients.profile_name or "default profile"),
             ("source", f"{len(self.files)} files, {amount(size)}", self.prepared.origin_text),
+            ("hyperparameters", str(len(self.prepared.hyperparameters)), self.prepared.check),
             *inputs,
             ("results", f"{request['OutputDataConfig']['S3OutputPath']}/{self.prepared.name}", "bucket"),
             ("checkpoints", checkpoints, "checkpoint_uri" if arguments.checkpoint_uri else "this job's own"),
