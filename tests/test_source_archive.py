@@ -49,7 +49,7 @@ def read(root: Path) -> Tree:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tree=TREES, extra=st.dictionaries(NAMES.map("vendored/{}".format), st.binary(max_size=100), max_size=3))
 def test_unpacking_gives_back_what_was_packed_and_packing_is_deterministic(tree: Tree, extra: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -66,23 +66,24 @@ LINES = st.lists(rules(), max_size=6).map("\n".join)
 def test_rules_mean_what_they_mean_to_git(paths: set[str], top: str, nested: str, excluded: str, below: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder).resolve()
-        git(repository, "init", "-q")
+        # As much of a repository as git asks for; `git init` would take longer than all else.
+        write(repository, {".git/HEAD": "ref: refs/heads/main\n", ".git/info/exclude": excluded})
+        for name in ("objects", "refs"):
+            (repository / ".git" / name).mkdir()
         root = repository / "d" if below else repository
         for path in sorted(paths, reverse=True):
             if not (root / path).exists() and not any(part.is_file() for part in (root / path).parents):
                 write(root, {path: ""})
-        (root / ".git/info" if not below else repository / ".git/info").mkdir(exist_ok=True)
-        (repository / ".git/info/exclude").write_text(excluded)
         write(repository, {".gitignore": top})
         if (repository / "d").is_dir():
             write(repository, {"d/.gitignore": nested})
         everything = [file for file in root.rglob("*") if file.is_file() and ".git" not in file.parts]
-        names = "\0".join(str(file.relative_to(repository)) for file in everything)
+        names = "\0".join(["d", *(str(file.relative_to(repository)) for file in everything)])
         ignored = set(git(repository, "check-ignore", "--no-index", "-z", "--stdin", text=names).split("\0"))
         expected = {
             str(file.relative_to(root)) for file in everything if str(file.relative_to(repository)) not in ignored
         }
-        if below and git(repository, "check-ignore", "--no-index", "d"):
+        if below and "d" in ignored:
             # A folder that git ignores as a whole travels when it is given as the source.
             return
         assert set(travelling(survey(root, entry="train.py"))) == expected, (top, nested, excluded)
@@ -261,6 +262,30 @@ def test_sizes_are_said_with_the_largest(project: Path) -> None:
     assert problem.startswith(
         f"source_dir '{project}': 670 MB, and at most 500 MB travel as source; largest: 'model.bin' 600 MB, 'data/' 70"
     )
+
+
+def test_many_files_are_warned_of_and_a_home_folder_is_not_walked_to_its_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smkit.source.survey.WARN_FILES", 3)
+    monkeypatch.setattr("smkit.source.walk.MAX_FILES", 5)
+    write(project, dict.fromkeys("abc", ""))
+    source = survey(project, entry="train.py")
+    assert source.warnings == ("source_dir: 4 files travel; .smkitignore leaves out what is no source",)
+    write(project, dict.fromkeys("def", ""))
+    source = survey(project, entry="train.py")
+    assert source.problems == ("source_dir: more than 5 files; name in .smkitignore what is no source",)
+
+
+def test_a_work_tree_has_the_rules_of_its_repository(project: Path) -> None:
+    git(project, "init", "-q")
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    git(project, *who, "commit", "-q", "--allow-empty", "-m", "first")
+    write(project, {".git/info/exclude": "*.csv\n"})
+    tree = project.with_name("tree")
+    git(project, "worktree", "add", "-q", str(tree))
+    write(tree, {"train.py": "", "a.csv": ""})
+    assert travelling(survey(tree, entry="train.py")) == ["train.py"]
 
 
 def test_a_python_package_in_the_root_is_told(project: Path) -> None:

@@ -243,7 +243,6 @@ def test_pip_installs_from_the_wheels_beside_the_requirements(index: Path, tmp_p
             "mend requirements",
         ),
         ("vision", None, "torch<0", "give a framework_version: a requirement needs torch"),
-        ("vision", "2.7.1", "conflict", "mend requirements.txt"),
     ],
 )
 def test_what_pip_says_is_said(
