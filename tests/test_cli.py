@@ -296,6 +296,19 @@ smkit: 9 problems in the launch of 'trian.py':
 """
 
 
+@pytest.mark.toolkit
+def test_a_launch_of_nothing(smkit: Smkit) -> None:
+    assert smkit("launch --json --role") == (
+        2,
+        "",
+        "smkit: 2 problems in the launch:\n"
+        "  - --role: needs a value, --role ROLE\n"
+        "  - the script is missing: smkit launch [options] train.py [the script's own options]\n"
+        "  where: smkit launch --json --role\n"
+        "  fix:   change what is named above; nothing has been made, uploaded or started\n",
+    )
+
+
 @pytest.mark.aws
 def test_a_dry_run_shows_the_plan(project: Path, sagemaker: SageMaker, smkit: Smkit) -> None:
     line = f"launch --dry-run --instance-type ml.m5.xlarge --role {sagemaker.role} --vendor none"
@@ -323,7 +336,7 @@ def test_a_job_on_sagemaker_fails_with_its_own_exception(project: Path, sagemake
         *("--env", f"PYTHONPATH={project / 'hidden'}", "train.py", "--fail"),
     )
     assert (status, out) == (1, "")
-    assert "no such luck" in error[error.index("smkit: job 'far' failed: ") :]
+    assert "smkit: job 'far' failed: RuntimeError: no such luck" in error
     (job,) = json.loads(smkit("jobs --json")[1])
     assert (job["name"], job["status"], job["place"]) == ("far", "Failed", "us-east-1")
     assert "words --fail True" in smkit("logs far --no-follow")[1].splitlines()

@@ -113,13 +113,14 @@ def _plan(entry: str, arguments: Mapping[str, Any], words: LaunchWords, argv: Se
         found = error.what.split("\n  - ")[1:]
         if not found:
             raise
-        problems += found
+        # Of a script that is missing, launch would say so once more.
+        problems += [problem for problem in found if entry or not problem.startswith("entry ")]
     else:
         if not problems:
             return plan
     raise ConfigurationError.of(
         [_in_words_of_the_command(problem) for problem in problems],
-        subject=f"the launch of '{entry}'",
+        subject=f"the launch of '{entry}'" if entry else "the launch",
         where=shlex.join(["smkit", "launch", *argv]),
         fix="change what is named above; nothing has been made, uploaded or started",
     )
