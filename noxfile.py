@@ -17,8 +17,8 @@ nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2025.2"
 
 CONSTRAINTS = "tests/constraints.txt"
-# Two processes share the tests by file; torch's threads would only wait for each other's.
-PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+# Two processes share the tests, file by file in their order; torch's threads would only wait for each other's.
+PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PROJECT = nox.project.load_toml("pyproject.toml")
 

@@ -1,10 +1,12 @@
 """What tests of several rooms share: the digits as channels, and a clean environment."""
 
+import fcntl
 import importlib.util
 import os
 import re
 import runpy
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +29,6 @@ else:
     from sagemaker.fixture import _sagemaker_server, sagemaker  # noqa: F401 - the fixtures of all tests
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let workers share the tests by file; jobs of several hosts all meet at one port, so one worker gets all jobs."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            starts_jobs = item.get_closest_marker("toolkit") or "sagemaker" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("jobs" if starts_jobs else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the channels `train` and `validation` of the digits example."""
@@ -56,6 +49,14 @@ def environment_is_left_as_it_was() -> Iterator[None]:
 def _environment() -> dict[str, str]:
     # scikit-learn sets KMP_* and torch's compiler TORCH*, when they are imported.
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "KMP_", "TORCH"))}
+
+
+@pytest.fixture
+def meeting_port() -> Iterator[int]:
+    """The port at which the hosts of every job meet; one test at a time, of all processes that run tests here, has it."""
+    with (Path(tempfile.gettempdir()) / "smkit-meeting-port.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield 7777
 
 
 @pytest.fixture

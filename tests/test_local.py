@@ -505,7 +505,9 @@ def test_a_job_outlives_its_launcher_and_is_picked_up_from_its_folder(
 
 
 @pytest.mark.train
-def test_two_hosts_meet_under_torchrun_and_their_models_are_merged(start: Start, tmp_path: Path) -> None:
+def test_two_hosts_meet_under_torchrun_and_their_models_are_merged(
+    start: Start, tmp_path: Path, meeting_port: int
+) -> None:
     job = start(
         """
         import os, pathlib, torch
