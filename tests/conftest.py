@@ -53,7 +53,7 @@ def _environment() -> dict[str, str]:
 
 @pytest.fixture
 def meeting_port() -> Iterator[int]:
-    """The port at which the hosts of every job meet; one test at a time, of all processes that run tests here, has it."""
+    """The port at which the hosts of every job meet; one test at a time of all that run here has it."""
     with (Path(tempfile.gettempdir()) / "smkit-meeting-port.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield 7777
