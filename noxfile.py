@@ -4,6 +4,8 @@ nox -s quickstart        train the digits example through the real sagemaker-tra
 nox                      lint, types, tests; the torch-free half on each Python; the oldest dependencies
 nox -s benchmarks        measure the loop and the start-up beside the peers (long; prints tables)
 nox -s data_benchmarks   measure reading data beside the peers (long; prints tables)
+nox -s interop           start one script by smkit and by both SageMaker SDKs, to the same model
+nox -s launch_benchmarks measure submitting and its weight beside both SDKs (long; prints tables)
 """
 
 import os
@@ -93,3 +95,37 @@ def data_benchmarks(session: nox.Session) -> None:
     install(session, "train", "tabular", groups=("examples", "data-benchmarks"))
     for name in ("loader", "loader_start", "tables", "images", "shards"):
         session.run("python", f"tests/benchmarks/{name}.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def interop(session: nox.Session) -> None:
+    """Start one script by smkit.launch and by both SDKs, on a SageMaker that runs the jobs with this environment."""
+    install(session, "train", "launch", "local", groups=("test", "aws", "examples"))
+    sdks = {f"SMKIT_SDK_V{version}": sdk(session, version) for version in (2, 3)}
+    session.run("python", "-m", "pytest", "tests/interop", *session.posargs, env=ONE_THREAD | sdks)
+
+
+@nox.session(python="3.11")
+def launch_benchmarks(session: nox.Session) -> None:
+    """Measure what a launch costs, and what it needs to be installed, beside both SDKs."""
+    install(session, "launch", groups=("test", "aws"))
+    sdks = [word for version in (2, 3) for word in (f"--sdk-v{version}", sdk(session, version))]
+    for name in ("launch_weight", "submit_cost"):
+        session.run("python", f"tests/benchmarks/{name}.py", *sdks, *session.posargs)
+
+
+def sdk(session: nox.Session, version: int) -> str:
+    """Return the interpreter of an environment with a SageMaker SDK alone: no two of them can share one.
+
+    The variables SMKIT_SDK_V2 and SMKIT_SDK_V3 may name environments that are there already.
+    """
+    given = os.environ.get(f"SMKIT_SDK_V{version}")
+    if given:
+        return given
+    folder = Path(session.virtualenv.location).parent / f"sdk-v{version}"
+    python = str(folder / "bin/python")
+    if not folder.exists():
+        session.run("python", "-m", "venv", str(folder))
+    packages = nox.project.dependency_groups(PROJECT, f"sdk-v{version}")
+    session.run(python, "-m", "pip", "install", "-q", *packages, external=True)
+    return python
