@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -267,7 +268,7 @@ class Job:
             what = "\n".join([f"failed: {cause}", *traceback])
             if not _says(reason, cause):
                 what += f"\nFailureReason: {reason}"
-        return self._error(what.replace("\n", "\n    "), fix="mend what the log says and launch again")
+        return self._error(indent(what, "    ").lstrip(), fix="mend what the log says and launch again")
 
     def _last_traceback(self, settle_seconds: float) -> Sequence[str]:
         deadline = time.monotonic() + settle_seconds
