@@ -20,7 +20,9 @@ nox.needs_version = ">=2025.2"
 
 CONSTRAINTS = "tests/constraints.txt"
 # Two processes share the tests, file by file in their order; torch's threads would only wait for each other's.
-PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+SHARED = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# A process that dies, of a test that hangs for example, is not replaced: the next one would begin with the same test.
+PYTEST = ("python", "-m", "pytest", *SHARED, "--max-worker-restart", "0")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 PROJECT = nox.project.load_toml("pyproject.toml")
 
