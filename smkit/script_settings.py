@@ -55,7 +55,7 @@ def check(source_root: Path, entry: str, hyperparameters: Hyperparameters | Mapp
     found = set(names.settings_classes())
     if len(found) != 1:
         several = ", ".join(sorted(found))
-        return _unchecked(f"{entry} has several: {several}" if found else f"{entry} has none")
+        return _unchecked(f"{entry} has several: {several}" if found else f"{entry} has no settings class")
     module, _, name = found.pop().rpartition(".")
     place = {"module": module or "__main__", "name": name, "file": str(_file_of(module, script, source_root) or "")}
     return _ask({**place, "paths": [str(script.parent), str(source_root)], "texts": texts}, source_root)

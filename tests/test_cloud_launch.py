@@ -14,9 +14,9 @@ from typing import Any
 
 import boto3
 import pytest
+from sagemaker.fixture import SageMaker
 
 import smkit
-from sagemaker.fixture import SageMaker
 
 pytestmark = pytest.mark.aws
 
@@ -116,3 +116,196 @@ def test_the_document_step_by_step(sagemaker: SageMaker, folder: Path, monkeypat
         sagemaker.objects(f"smkit/jobs/{job.name}/code.json", bucket)[f"smkit/jobs/{job.name}/code.json"]
     )
     assert record == {"code_sha256": record["code_sha256"], "git": None}
+
+
+def snapshot(folder: Path) -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in folder.rglob("*")}
+
+
+def test_a_second_launch_uploads_nothing_and_takes_three_requests(sagemaker: SageMaker, launch: Launch) -> None:
+    first = launch("print('same')", name="first")
+    before = sagemaker.actions()
+    sagemaker.forget_requests()
+    second = launch("print('same')", name="second")
+    assert before.count("PutObject") == 2
+    assert sorted(sagemaker.actions()) == ["CreateTrainingJob", "HeadObject", "PutObject"]
+    (source,) = sagemaker.objects("smkit/source/")
+    for job in (first, second):
+        given = job.describe()["HyperParameters"]
+        assert json.loads(given["sagemaker_submit_directory"]) == f"s3://{sagemaker.bucket}/{source}"
+    assert not [request for request in sagemaker.requests() if request.lacks_expected_owner]
+
+
+def test_a_dry_run_has_no_effect_and_its_plan_can_be_started(sagemaker: SageMaker, folder: Path) -> None:
+    write(folder / "data/1.csv", "1,2")
+    write(folder / "code/train.py", "import json")
+    write(folder / "code/sub/module.py", "import smkit\n")
+    before = snapshot(folder)
+    plan = smkit.launch(
+        "train.py",
+        source_dir="code",
+        role=sagemaker.role,
+        bucket=sagemaker.bucket,
+        instance_type="ml.m5.large",
+        inputs={"train": "data"},
+        tags={"team": "vision"},
+        dry_run=True,
+    )
+    assert snapshot(folder) == before
+    assert sagemaker.actions() == []
+    assert sagemaker.objects() == {}
+    request = plan.request
+    assert request["ResourceConfig"] == {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30}
+    assert {"Key": "team", "Value": "vision"} in request["Tags"]
+    files = dict(plan.files)
+    assert {"train.py", "sub/module.py", "requirements.txt", "smkit/__init__.py", "smkit/py.typed"} <= files.keys()
+    assert files["train.py"] == len("import json")
+    shown = str(plan)
+    assert re.search(r"instances +1 x ml\.m5\.large, one process +instance_type", shown)
+    assert re.search(r"input train +s3://smkit-tests/smkit/data/\w+/ +File, 1 files, 3 bytes, uploaded once", shown)
+    job = plan.start()
+    assert job.describe()["HyperParameters"] == request["HyperParameters"]
+    assert len(sagemaker.objects("smkit/data/")) == 1
+
+
+def test_all_mistakes_are_found_before_anything_is_sent(sagemaker: SageMaker, folder: Path) -> None:
+    write(folder / "code/train.py", "import argparse")
+    write(folder / "code/setup.py")
+    write(folder / "code/.env", "TOKEN=abc")
+    said = run_cli(
+        "launch",
+        *("--instance-type=ml.p3.2xlarge", "--instance-count=2", "--framework-version=2.13", "--source-dir=code"),
+        *("--input", "train=nowhere", "--environment", "SM_HOSTS=x", "--name=not_valid", "--max-hours=0"),
+        *("--bucket=Not_A_Bucket", f"--role={sagemaker.role}", "--dry-run", "train.py", "--sagemaker_program", "x"),
+        status=2,
+    )
+    assert len([line for line in said.splitlines() if line.startswith("  - ")]) == 9, said
+    assert sagemaker.requests() == []
+
+
+def run_cli(*words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "smkit", *words], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_estimators_words_are_answered_with_launchs(sagemaker: SageMaker, launch: Launch) -> None:
+    with pytest.raises(smkit.ConfigurationError) as caught:
+        launch("", train_instance_type="ml.p3.2xlarge", use_spot_instances=True, instance_typ="x")
+    assert caught.value.what.splitlines()[1:] == [
+        "  - train_instance_type: the estimator's word; launch's is instance_type",
+        "  - use_spot_instances: the estimator's word; launch's is spot",
+        "  - instance_typ: launch has no such argument; did you mean 'instance_type'?",
+    ]
+    with pytest.raises(smkit.ConfigurationError, match="entry_point: the estimator's word; launch's is entry"):
+        smkit.launch(entry_point="train.py", instance_type="local")  # type: ignore[call-overload]
+    assert sagemaker.requests() == []
+
+
+def test_a_reply_that_is_lost_starts_no_second_job(sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.settings(lost_replies={"CreateTrainingJob": 1})
+    job = launch("print(1)", name="only-one")
+    assert sagemaker.actions().count("CreateTrainingJob") == 2
+    assert job.describe()["TrainingJobName"] == "only-one"
+    with pytest.raises(smkit.ConfigurationError, match="only-one"):
+        launch("print(2)", name="only-one")
+
+
+@pytest.mark.toolkit
+def test_a_failing_script_is_shown_with_its_own_traceback(
+    sagemaker: SageMaker, launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = launch("def read():\n    raise ValueError('no column label')\n\nread()\n")
+    with pytest.raises(smkit.JobError) as caught:
+        job.wait()
+    assert "ValueError: no column label" in caught.value.what
+    assert "line 2, in read" in caught.value.what
+    assert "no column label" in sagemaker.job(job.name)["FailureReason"]
+    assert "ValueError: no column label" in capsys.readouterr().err
+    assert "cloudwatch" in caught.value.where
+
+
+@pytest.mark.toolkit
+@pytest.mark.train
+def test_two_hosts_meet_under_torchrun(sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.settings(hidden=[])
+    script = """
+        import os, pathlib, torch
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        total = torch.tensor(dist.get_rank() + 1)
+        dist.all_reduce(total)
+        model = pathlib.Path(os.environ["SM_MODEL_DIR"])
+        (model / f"rank-{dist.get_rank()}.txt").write_text(str(total.item()))
+        print(f"rank {dist.get_rank()} of {dist.get_world_size()} has {total}", flush=True)
+        dist.destroy_process_group()
+    """
+    job = launch(script, instance_count=2)
+    job.wait(show_logs=False)
+    lines = set(job.logs(follow=False))
+    assert {"[algo-1] rank 0 of 2 has 3", "[algo-2] rank 1 of 2 has 3"} <= lines
+    model = job.download("model")
+    assert {path.name: path.read_text() for path in model.iterdir()} == {"rank-0.txt": "3", "rank-1.txt": "3"}
+
+
+@pytest.mark.toolkit
+def test_a_stopped_job_has_been_told_and_its_model_is_kept(sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.settings(grace=60.0)
+    script = """
+        import os, pathlib, signal, sys, time
+
+        def save(*_):
+            pathlib.Path(os.environ["SM_MODEL_DIR"], "saved").write_text("so far")
+            sys.exit(143)
+
+        signal.signal(signal.SIGTERM, save)
+        print("ready", flush=True)
+        time.sleep(600)
+    """
+    job = launch(script, graceful_stop=True)
+    next(line for line in job.logs() if line == "ready")
+    job.stop()
+    assert job.status == "Stopped"
+    with pytest.raises(smkit.JobError, match="was stopped"):
+        job.wait(show_logs=False)
+    assert sagemaker.archive(f"smkit/jobs/{job.name}/output/model.tar.gz") == {"saved": b"so far"}
+
+
+@pytest.mark.toolkit
+@pytest.mark.train
+def test_an_interrupted_spot_job_ends_with_the_weights_of_an_undisturbed_one(
+    sagemaker: SageMaker, folder: Path, digits: Path
+) -> None:
+    sagemaker.settings(hidden=[], interrupt_at="step=100 ")
+    arguments: dict[str, Any] = {
+        "source_dir": Path(__file__).parents[1] / "examples/digits",
+        "role": sagemaker.role,
+        "instance_type": "ml.m5.large",
+        "inputs": {name: digits / name for name in ("train", "validation")},
+        "hyperparameters": {"epochs": 12, "log_every_steps": 10, "checkpoint_every_seconds": 0.5},
+    }
+    jobs = [smkit.launch("train.py", spot=spot, **arguments) for spot in (True, False)]
+    models = [job.wait().download(job.name) / "model.safetensors" for job in jobs]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    interrupted = jobs[0]
+    assert "Interrupted" in [step["Status"] for step in interrupted.describe()["SecondaryStatusTransitions"]]
+    assert any("goes on after step" in line for line in interrupted.logs(follow=False))
+    assert interrupted.cost().spot_saving_percent > 0
+
+
+@pytest.mark.toolkit
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(sagemaker: SageMaker, launch: Launch) -> None:
+    job = launch("import time; print('ready', flush=True); time.sleep(2)")
+    command = [sys.executable, "-m", "smkit", "attach", job.name]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert any(line == "ready\n" for line in waiting.stderr)
+        waiting.send_signal(signal.SIGINT)
+        said = waiting.stderr.read()
+    assert f"smkit attach {job.name}" in said
+    assert f"smkit stop {job.name}" in said
+    assert waiting.returncode == 130
+    assert job.wait().status == "Completed"

@@ -165,7 +165,7 @@ def test_a_class_that_smkit_refuses_is_a_problem(source: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "values", "reason"),
     [
-        ({"train": "import argparse"}, {}, "train.py has none"),
+        ({"train": "import argparse"}, {}, "train.py has no settings class"),
         ({"train": "import smkit\nsmkit.parse_args(A)\nsmkit.parse_args(B)"}, {}, "train.py has several: A, B"),
         ({"train": "import smkit\nsmkit.parse_args(A)"}, {}, "A cannot be imported here: AttributeError: "),
         ({"train": "def"}, {}, "train.py cannot be read: "),
