@@ -219,7 +219,11 @@ def _read_proc(pid: int, file: str) -> bytes:
 
 
 def _is_shell(pid: int) -> bool:
-    return Path(os.path.realpath(f"/proc/{pid}/exe")).name in ("sh", "bash", "dash", "ksh", "zsh", "busybox")
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:  # It has ended, or is somebody else's.
+        return False
+    return Path(program).name in ("sh", "bash", "dash", "ksh", "zsh", "busybox")
 
 
 def _send(number: signal.Signals, processes: Iterable[int]) -> None:

@@ -117,7 +117,11 @@ def _is_torchrun(process: _Process) -> bool:
 
 
 def _is_shell(process: _Process) -> bool:
-    return Path(os.path.realpath(f"/proc/{process.pid}/exe")).name in _SHELLS
+    try:
+        program = os.readlink(f"/proc/{process.pid}/exe")
+    except OSError:  # It has ended.
+        return False
+    return Path(program).name in _SHELLS
 
 
 def _processes() -> Iterator[_Process]:

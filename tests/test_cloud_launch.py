@@ -229,6 +229,7 @@ def test_a_failing_script_is_shown_with_its_own_traceback(
 
 @pytest.mark.toolkit
 @pytest.mark.train
+@pytest.mark.usefixtures("meeting_port")
 def test_two_hosts_meet_under_torchrun(sagemaker: SageMaker, launch: Launch) -> None:
     sagemaker.settings(hidden=[])
     script = """
@@ -297,6 +298,7 @@ def test_an_interrupted_spot_job_ends_with_the_weights_of_an_undisturbed_one(
 
 
 @pytest.mark.toolkit
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(sagemaker: SageMaker, launch: Launch) -> None:
     job = launch("import time; print('ready', flush=True); time.sleep(2)")
     command = [sys.executable, "-m", "smkit", "attach", job.name]

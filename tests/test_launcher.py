@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smkit.errors import ConfigurationError
+from smkit.hyperparameters import Hyperparameters
 from smkit.launcher import launch
 
 # A launch is checked against this machine, too: without the toolkit there is one problem more.
@@ -43,7 +44,7 @@ def refusal(entry: str = "train.py", **arguments: Any) -> ConfigurationError:
     return caught.value
 
 
-def problems(entry: str = "train.py", **arguments: Any) -> list[str]:
+def problems(entry: Any = "train.py", **arguments: Any) -> list[str]:
     try:
         launch(entry, **({"instance_type": "local", "dry_run": True} | arguments))
     except ConfigurationError as error:
@@ -131,9 +132,9 @@ def test_links_out_of_the_source_are_refused_except_in_what_stays_behind(project
     assert problems(inputs={"train": "cache"}) == []
 
 
-def test_several_hosts_need_their_port(project: Path) -> None:
+def test_several_hosts_need_their_port(project: Path, meeting_port: int) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 7777))
+        taken.bind(("127.0.0.1", meeting_port))
         taken.listen()
         (found,) = problems(instance_count=2)
         assert found.startswith("this machine: several hosts meet at port 7777, which is taken")
@@ -196,3 +197,43 @@ print(json.dumps([name for name in json.load(sys.stdin) if refuses(name)]))
     )
     refused = [name for name in names if any("a path relative to source_dir" in problem for problem in problems(name))]
     assert refused == json.loads(toolkit.stdout)
+
+
+WRONG_TYPES: dict[str, tuple[object, str]] = {
+    "entry": (b"train.py", "entry b'train.py': is of type bytes, and a text belongs here"),
+    "source_dir": (None, "source_dir None: a path belongs here"),
+    "instance_count": ("2", "instance_count '2': is of type str, and a whole number belongs here"),
+    "processes_per_host": (1.5, "processes_per_host 1.5: is of type float, and a whole number belongs here"),
+    "inputs": (["data"], "inputs ['data']: not a mapping from the names of channels"),
+    "hyperparameters": ("epochs=1", "hyperparameters: is of type str, and an instance of a settings class, or a dict,"),
+    "environment": (["A=1"], "environment: is of type list, and a dict with texts for names belongs here"),
+    "name": (3, "name 3: is of type int, and a text belongs here"),
+    "framework_version": (2.1, "framework_version 2.1: is of type float, and a text belongs here"),
+    "graceful_stop": ("no", "graceful_stop 'no': is of type str, and True or False belongs here"),
+    "metrics": ("loss", "metrics 'loss': a list of texts belongs here; did you mean ['loss']?"),
+    "tags": ([{"Key": "a"}], "tags: is of type list, and a dict with texts for names belongs here"),
+    "vendor": (None, "vendor None: a text belongs here"),
+    "allow_secrets": ("*.pem", "allow_secrets '*.pem': a list of texts belongs here; did you mean ['*.pem']?"),
+    "request": ([("A", 1)], "request: is of type list, and a dict with texts for names belongs here"),
+    "output_dir": ("a\0b", "output_dir: holds a NUL character"),
+    "checkpoint_dir": (3, "checkpoint_dir 3: is of type int, and a path belongs here"),
+}
+
+
+def test_arguments_of_wrong_types_are_all_reported_together(project: Path) -> None:
+    found = problems(**{name: value for name, (value, _) in WRONG_TYPES.items()})
+    for name, (_, problem) in WRONG_TYPES.items():
+        assert any(each.startswith(problem) for each in found), (name, found)
+
+
+def test_a_settings_class_is_not_its_instance(project: Path) -> None:
+    class Settings(Hyperparameters):
+        epochs: int = 1
+
+    expected = "hyperparameters: is the class Settings, and an instance belongs here: Settings(...)"
+    assert expected in problems(hyperparameters=Settings)
+
+
+def test_a_script_may_be_a_path_and_a_home_may_be_nobodys(project: Path) -> None:
+    assert not problems(Path("train.py"))
+    assert any("there is no such folder" in each for each in problems(source_dir="~nobody-of-that-name/code"))
