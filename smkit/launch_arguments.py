@@ -72,7 +72,11 @@ class LaunchArguments:
 
 def absolute(path: str | Path) -> Path:
     """Return a path as it is meant by a user of a shell: from the current folder, `~` expanded, links kept."""
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        # Of a user who is not known there is no home; the path is then what it says.
+        return Path(path).absolute()
 
 
 def new_name(entry: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from smkit import estimator_words, local_plan
+from smkit import argument_types, estimator_words, local_plan
 from smkit.inputs import Input
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, Vendor, absolute
@@ -64,7 +64,7 @@ def launch(
     dry_run: Literal[False] = ...,
 ) -> Job: ...
 def launch(
-    entry: str | None = None,
+    entry: str | Path | None = None,
     *,
     instance_type: str | Sequence[str] = (),
     source_dir: str | Path = ".",
@@ -158,7 +158,7 @@ def launch(
         JobError: `wait` is set, and the job failed or was stopped.
     """
     arguments = LaunchArguments(
-        entry=entry or "",
+        entry=str(entry) if isinstance(entry, Path) else entry or "",
         instance_type=instance_type,
         source_dir=source_dir,
         instance_count=instance_count,
@@ -189,7 +189,8 @@ def launch(
         output_dir=output_dir,
         checkpoint_dir=checkpoint_dir,
     )
-    misnamed = [*estimator_words.problems(other_words, known=LaunchArguments.__annotations__)]
+    arguments, mistyped = argument_types.check(arguments)
+    misnamed = [*estimator_words.problems(other_words, known=LaunchArguments.__annotations__), *mistyped]
     if entry is None and "entry_point" not in other_words:
         misnamed.append("entry: missing; the script, as a path relative to source_dir")
     plan = _make_plan(arguments, misnamed)
@@ -205,7 +206,7 @@ def _make_plan(arguments: LaunchArguments, problems: list[str]) -> Plan:
     types = arguments.instance_types
     if list(types) == ["local"]:
         return local_plan.make_plan(arguments, problems)
-    if not types:
+    if not types and not any(problem.startswith("instance_type") for problem in problems):
         problems = [*problems, "instance_type: missing; 'local', or a type such as 'ml.g5.xlarge'"]
     elif "local" in types:
         problems = [*problems, "instance_type: 'local' stands alone; a job runs here or on SageMaker"]

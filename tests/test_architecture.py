@@ -207,9 +207,10 @@ ALLOWED = {
     "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation"},
     # the doors
     "estimator_words": set(),
+    "argument_types": {"launch_arguments"},
     "launcher": {
-        *("cloud.aws", "cloud.cloud_plan", "cloud.jobs", "estimator_words", "hyperparameters", "inputs", "job"),
-        *("launch_arguments", "local", "local_plan", "plan"),
+        *("argument_types", "cloud.aws", "cloud.cloud_plan", "cloud.jobs", "estimator_words", "hyperparameters"),
+        *("inputs", "job", "launch_arguments", "local", "local_plan", "plan"),
     },
     # the command line
     "commands": set(),

@@ -159,7 +159,8 @@ class _Draft:
             model=ServiceModel.load(),
             image=self.known_image,
             has_setup_py=self._has("setup.py"),
-            has_requirements=self._has("requirements.txt") and self.arguments.vendor != "wheels",
+            # smkit that travels along brings a requirements.txt of its own.
+            has_requirements=any(path == "requirements.txt" for path, _ in self.files),
         )
 
     def warnings(self) -> Sequence[str]:
@@ -181,6 +182,7 @@ class _Draft:
         """Return what was resolved, and where from."""
         arguments = self.arguments
         clients = storage.clients
+        algorithm = request.get("AlgorithmSpecification", {})
         size = sum(size for _, size in self.files)
         inputs = [
             (f"input {channel['ChannelName']}", channel["DataSource"]["S3DataSource"]["S3Uri"], self._from(channel))
@@ -191,7 +193,7 @@ class _Draft:
         return [
             ("script", arguments.entry, str(self.prepared.source.root)),
             ("instances", _instances(arguments), "instance_type, instance_count"),
-            ("image", str(request["AlgorithmSpecification"]["TrainingImage"]), self._image_origin),
+            ("image", str(algorithm.get("TrainingImage", "none")), self._image_origin),
             ("role", *role),
             ("account", f"{storage.owner} in {clients.region}", clients.profile_name or "default profile"),
             ("source", f"{len(self.files)} files, {amount(size)}", self.prepared.origin_text),

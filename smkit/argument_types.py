@@ -1,0 +1,112 @@
+"""Whether the arguments of `launch` are of types that they can be, for those who use no type checker.
+
+What is not is said, and stood in for by a value that is, so that all the others can still be checked. What a value of
+the right type may be is said elsewhere. Values of mappings are not shown: they may be secrets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from smkit.launch_arguments import LaunchArguments
+
+
+class _Type(NamedTuple):
+    belongs: str
+    holds: Callable[[Any], bool]
+    is_shown: bool = True
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, (str, os.PathLike)) and _is_text(os.fspath(value))
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+
+
+def _is_settings(value: object) -> bool:
+    """Whether hyperparameters are a mapping or an instance of a settings class; it need not be loaded to know one."""
+    return isinstance(value, Mapping) or (not isinstance(value, type) and hasattr(value, "model_fields_set"))
+
+
+def _or_none(kind: _Type) -> _Type:
+    return kind._replace(holds=lambda value: value is None or kind.holds(value))
+
+
+_TEXT = _Type("a text", _is_text)
+_PATH = _Type("a path", _is_path)
+_COUNT = _Type("a whole number", lambda value: type(value) is int)
+_FLAG = _Type("True or False", lambda value: isinstance(value, bool))
+_TEXTS = _Type("a list of texts", _is_list_of_texts)
+_MAPPING = _Type("a dict with texts for names", _is_mapping, is_shown=False)
+
+_TYPES: Mapping[str, tuple[_Type, object]] = {
+    "entry": (_TEXT, ""),
+    "source_dir": (_PATH, "."),
+    "instance_type": (
+        _Type("a text, or a list of texts,", lambda value: isinstance(value, str) or _is_list_of_texts(value)),
+        (),
+    ),
+    "instance_count": (_COUNT, 1),
+    "processes_per_host": (_or_none(_COUNT), None),
+    "hyperparameters": (
+        _or_none(_Type("an instance of a settings class, or a dict,", _is_settings, is_shown=False)),
+        None,
+    ),
+    "environment": (_MAPPING, {}),
+    "name": (_or_none(_TEXT), None),
+    "role": (_or_none(_TEXT), None),
+    "profile_name": (_or_none(_TEXT), None),
+    "region": (_or_none(_TEXT), None),
+    "bucket": (_or_none(_TEXT), None),
+    "image_uri": (_or_none(_TEXT), None),
+    "framework_version": (_or_none(_TEXT), None),
+    "py_version": (_or_none(_TEXT), None),
+    "checkpoint_uri": (_or_none(_TEXT), None),
+    "graceful_stop": (_FLAG, False),
+    "metrics": (_TEXTS, ()),
+    "tags": (_MAPPING, {}),
+    "vendor": (_TEXT, "source"),
+    "allow_secrets": (_TEXTS, ()),
+    "request": (_MAPPING, {}),
+    "output_dir": (_PATH, "runs"),
+    "checkpoint_dir": (_or_none(_PATH), None),
+}
+"""Each argument's type, and what stands in for a value of another; of the others something else says it better."""
+
+
+def check(arguments: LaunchArguments) -> tuple[LaunchArguments, list[str]]:
+    """Return the arguments, those of a wrong type stood in for, and what is wrong with those."""
+    problems: list[str] = []
+    stand_ins: dict[str, Any] = {}
+    for name, (kind, stand_in) in _TYPES.items():
+        value = getattr(arguments, name)
+        if not kind.holds(value):
+            stand_ins[name] = stand_in
+            problems.append(_problem(name, value, kind))
+    return replace(arguments, **stand_ins), problems
+
+
+def _problem(name: str, value: object, kind: _Type) -> str:
+    if isinstance(value, str) and "\0" in value:
+        return f"{name}: holds a NUL character"
+    if isinstance(value, type):
+        return f"{name}: is the class {value.__name__}, and an instance belongs here: {value.__name__}(...)"
+    is_short = kind.is_shown and isinstance(value, (str, bytes, int, float, type(None))) and len(repr(value)) <= 80
+    subject = f"{name} {value!r}" if is_short else name
+    if kind is _TEXTS and isinstance(value, str):
+        return f"{subject}: {kind.belongs} belongs here; did you mean {[value]!r}?"
+    shown = "" if value is None else f"is of type {type(value).__name__}, and "
+    return f"{subject}: {shown}{kind.belongs} belongs here"
