@@ -189,7 +189,8 @@ ALLOWED = {
         *("cloud.storage", "errors", "job_cost", "log_view", "watching"),
     },
     "cloud.submission": {
-        *("cloud.aws_errors", "cloud.jobs", "cloud.storage", "cloud.uploads", "job", "source.archive", "source.survey"),
+        *("cloud.aws_errors", "cloud.jobs", "cloud.storage", "cloud.uploads", "errors", "job", "report"),
+        *("source.archive", "source.survey"),
     },
     "cloud.cloud_plan": {
         *("cloud.aws", "cloud.connection", "cloud.images", "cloud.instances", "cloud.prices", "cloud.request"),

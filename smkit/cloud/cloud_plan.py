@@ -129,7 +129,8 @@ class _Draft:
         """Return the request; with a stand-in for what is missing, so that all else can be checked."""
         bucket = self.storage.bucket if self.storage else "bucket"
         jobs = f"s3://{bucket}/{_PREFIX}/jobs"
-        return build_request(
+        tags = self._tags()
+        request = build_request(
             self.arguments,
             name=self.prepared.name,
             role=self.role and self.role[0],
@@ -145,9 +146,13 @@ class _Draft:
             output_uri=jobs,
             checkpoint_uri=self.arguments.checkpoint_uri or f"{jobs}/{self.prepared.name}/checkpoints",
             environment=self.arguments.environment,
-            tags=self._tags(),
+            tags=tags,
             entrypoint=supervisor.entrypoint() if self.arguments.graceful_stop else None,
         )
+        if isinstance(self.arguments.request.get("Tags"), (list, tuple)):
+            # Tags in the user's own words take the place of all others but the one that a lost reply is mended by.
+            request["Tags"] = [*request["Tags"], {"Key": LAUNCH_TAG, "Value": tags[LAUNCH_TAG]}]
+        return request
 
     def problems(self, request: Mapping[str, Any]) -> Sequence[str]:
         """Return what is wrong with a request; nothing where botocore, which knows, is missing."""

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smkit.cloud.aws_errors import aws_errors, error_code
+from smkit.cloud.aws_errors import aws_errors, error_code, is_passing
 from smkit.cloud.jobs import SageMakerJobs
 from smkit.cloud.storage import Storage
 from smkit.cloud.uploads import LocalData, upload
+from smkit.errors import ConfigurationError
 from smkit.job import Job
+from smkit.report import say
 from smkit.source.archive import pack
 from smkit.source.survey import Source
 
 LAUNCH_TAG = "smkit:launch"
 """A tag with random digits: whether a job of this name is this very launch's, or somebody else's."""
-_LOST_REPLY = ("ResourceInUse", "ResourceInUseException")
+_IS_THERE = ("ResourceInUse", "ResourceInUseException")
 
 
 @dataclass(frozen=True)
@@ -56,30 +58,71 @@ class Submission:
         """Upload what S3 does not have, make the job, and return it.
 
         Raises:
-            ConfigurationError: AWS refuses, or a file has changed since it was read; no job has been made.
+            ConfigurationError: AWS refuses, or a file has changed since it was read; no job has been made, unless the
+                error says that this is not known.
         """
+        try:
+            self._upload()
+        except KeyboardInterrupt:
+            say("interrupted: no job has been made; what is uploaded by now stays for the next launch")
+            raise
+        self._create()
+        return Job(self.name, SageMakerJobs(self.storage.clients))
+
+    def _upload(self) -> None:
         if self.storage.head(self.source_key) is None:
+            self._require_own_account()
             self.storage.ensure_bucket()
             with pack(self.source, self.vendored) as archive:
                 self.storage.put(self.source_key, archive.path.read_bytes(), ContentType="application/gzip")
         for data in self.data:
             upload(data, self.storage)
         self.storage.put(self.record_key, self.record.encode(), ContentType="application/json")
-        self._create()
-        return Job(self.name, SageMakerJobs(self.storage.clients))
+
+    def _require_own_account(self) -> None:
+        """Refuse the role of another account before anything goes to that account's bucket."""
+        own = self.storage.clients.caller.split(":")[4]
+        if own != self.storage.owner:
+            raise ConfigurationError(
+                f"the role is one of account {self.storage.owner}, and you are in account {own}",
+                where=f"role of launch, {self.request.get('RoleArn')}",
+                fix="give a role of your account, or a profile of the role's; nothing has been uploaded",
+            )
 
     def _create(self) -> None:
-        """Make the job, once: a reply that was lost makes the next attempt meet the job that the first one made."""
+        """Make the job, once: whenever the reply does not say whether there is one, it is looked for."""
         clients = self.storage.clients
-        with aws_errors(f"CreateTrainingJob of '{self.name}'", profile_name=clients.profile_name):
-            try:
+        try:
+            with aws_errors(f"CreateTrainingJob of '{self.name}'", profile_name=clients.profile_name):
                 clients.sagemaker.create_training_job(**self.request)
-            except Exception as error:
-                if not (error_code(error) in _LOST_REPLY and self._is_ours()):
-                    raise
+        except KeyboardInterrupt:
+            say(
+                f"interrupted while job '{self.name}' was being made; if it was, it goes on:\n"
+                f"  smkit attach {self.name}\n  smkit stop {self.name}"
+            )
+            raise
+        except ConfigurationError as error:
+            # Of a reply that was lost, the next attempt meets the job that the first one made, or is lost as well.
+            if not (error_code(error) in _IS_THERE or is_passing(error)) or not self._is_made(error):
+                raise
 
-    def _is_ours(self) -> bool:
+    def _is_made(self, error: ConfigurationError) -> bool:
+        """Whether the job is there, and is this very launch's.
+
+        Raises:
+            ConfigurationError: AWS does not say.
+        """
         sagemaker = self.storage.clients.sagemaker
-        found = sagemaker.describe_training_job(TrainingJobName=self.name)
-        tags = sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
-        return any(tag in self.request["Tags"] for tag in tags if tag["Key"] == LAUNCH_TAG)
+        try:
+            with aws_errors(error.where):
+                found = sagemaker.describe_training_job(TrainingJobName=self.name)
+                tags = sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
+        except ConfigurationError as silence:
+            if error_code(silence).startswith("Validation"):
+                return False
+            raise ConfigurationError(
+                f"{error.what}\nwhether job '{self.name}' was made is not known",
+                where=error.where,
+                fix=f"'smkit attach {self.name}' tells; launch again only if there is no such job",
+            ) from error
+        return any(tag["Key"] == LAUNCH_TAG and tag in self.request.get("Tags", ()) for tag in tags)

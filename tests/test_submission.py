@@ -1,0 +1,88 @@
+"""From a checked plan to a job: what goes where before there is one, and what is known of it when the reply is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sagemaker.fixture import SageMaker
+
+import smkit
+
+pytestmark = pytest.mark.aws
+
+Launch = Callable[..., smkit.Job]
+
+
+@pytest.fixture
+def launch(sagemaker: SageMaker, tmp_path: Path) -> Launch:
+    sagemaker.hide("torch")
+    (tmp_path / "train.py").write_text("import time; time.sleep(60)\n")
+
+    def launch(**arguments: Any) -> Any:
+        given = {"role": sagemaker.role, "bucket": sagemaker.bucket, "instance_type": "ml.m5.large"} | arguments
+        return smkit.launch("train.py", source_dir=tmp_path, **given)
+
+    return launch
+
+
+def test_the_role_of_another_account_gets_no_byte_and_no_bucket(sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.make_foreign_bucket(f"sagemaker-{sagemaker.region}-999999999999")
+    for account in ("999999999999", "888888888888"):
+        with pytest.raises(smkit.ConfigurationError, match=f"one of account {account}, and you are in account"):
+            launch(role=f"arn:aws:iam::{account}:role/X", bucket=None)
+    assert set(sagemaker.actions()) == {"HeadObject", "GetCallerIdentity"}
+
+
+@pytest.mark.parametrize("request_", [{}, {"Tags": [{"Key": "team", "Value": "vision"}]}], ids=["", "own tags"])
+@pytest.mark.parametrize("losses", [1, 9])
+def test_lost_replies_make_one_job(request_: dict[str, Any], losses: int, sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.settings(lost_replies={"CreateTrainingJob": losses})
+    assert launch(name="once", request=request_).status == "InProgress"
+    sagemaker.settings(lost_replies={})
+    with pytest.raises(smkit.ConfigurationError, match="already exists"):
+        launch(name="once", request=request_)
+    found = sagemaker.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]
+    assert [job["TrainingJobName"] for job in found] == ["once"]
+
+
+def test_what_is_not_known_of_a_job_is_said(sagemaker: SageMaker, launch: Launch) -> None:
+    sagemaker.settings(lost_replies={"CreateTrainingJob": 9, "DescribeTrainingJob": 9})
+    with pytest.raises(smkit.ConfigurationError, match="whether job 'perhaps' was made is not known") as caught:
+        launch(name="perhaps")
+    assert "'smkit attach perhaps' tells" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("HeadObject", "no job has been made"),
+        ("CreateTrainingJob", "smkit attach interrupted\n  smkit stop interrupted\n"),
+    ],
+)
+def test_ctrl_c_before_there_is_a_job_says_whether_there_is_one(
+    action: str, said: str, sagemaker: SageMaker, tmp_path: Path, launch: Launch
+) -> None:
+    del launch  # it has written the script
+    sagemaker.settings(latency=1.0)
+    command = [sys.executable, "-m", "smkit", "launch", "--instance-type", "ml.m5.large", "--role", sagemaker.role]
+    command += ["--bucket", sagemaker.bucket, "--name", "interrupted", "train.py"]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True) as launching:
+        while action not in sagemaker.actions():
+            time.sleep(0.02)
+        launching.send_signal(signal.SIGINT)
+        assert said in launching.communicate()[1]
+    assert launching.returncode == 130
+
+
+def test_a_job_without_network_gets_no_requirements_that_smkit_brings(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import smkit\n")
+    with pytest.raises(smkit.ConfigurationError, match="cannot reach an index to install"):
+        launch(request={"EnableNetworkIsolation": True}, dry_run=True)
