@@ -1,7 +1,7 @@
 """Launch a training script with the SageMaker Python SDK v2, whose environment runs this file.
 
     python v2_fit.py '{"source_dir": ..., "image": ..., "role": ..., "inputs": {...}, "hyperparameters": {...},
-                       "output": "s3://...", "wait": true}'
+                       "output": "s3://..." or null, "wait": true}'
 
 The last line printed is a JSON object: the job's name, and the seconds of the launch without the import.
 """

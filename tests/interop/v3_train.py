@@ -29,7 +29,7 @@ def main() -> None:
         role=given["role"],
         base_job_name="digits",
         hyperparameters=given["hyperparameters"],
-        output_data_config=OutputDataConfig(s3_output_path=given["output"]),
+        output_data_config=OutputDataConfig(s3_output_path=given["output"]) if given["output"] else None,
         sagemaker_session=helper.Session(boto3.Session()),
     )
     inputs = [InputData(channel_name=name, data_source=uri) for name, uri in given["inputs"].items()]
