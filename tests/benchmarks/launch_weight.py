@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--sdk-v3", required=True, help="that of one with sagemaker-train alone")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    print(describe_machine(), flush=True)
+    print(describe_machine(["smkit", "boto3", "pydantic"]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = install(folder / "smkit")

@@ -23,10 +23,10 @@ PACKAGES = (
 )
 
 
-def describe_machine() -> str:
-    """Return the date, the machine, its load and the versions, as a Markdown list."""
+def describe_machine(packages: Sequence[str] = PACKAGES) -> str:
+    """Return the date, the machine, its load and the versions of these packages, as a Markdown list."""
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     return "\n".join(
         [
             f"* {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, load {load}",

@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round-trip", type=float, default=40, help="milliseconds")
     options = parser.parse_args()
-    print(describe_machine(), flush=True)
+    print(describe_machine(["smkit", "boto3", "pydantic"]), flush=True)
     print(f"* round trip {options.round_trip:g} ms; {HANDSHAKES} of them for each new connection\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         show(measure(options, Path(folder)))
