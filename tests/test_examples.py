@@ -145,22 +145,68 @@ PYTHON = [code for file, language, code in BLOCKS if language == "python" and no
 CONSOLE = [line for _, language, code in BLOCKS if language == "console" for line in code.splitlines()]
 
 
+ALLOW_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+
+
+def name_of(code: str) -> str:
+    return code.splitlines()[0].removeprefix("# runs: ")
+
+
 @pytest.mark.train
 @pytest.mark.toolkit
-@pytest.mark.parametrize("code", PYTHON, ids=[code.splitlines()[0].removeprefix("# runs: ") for code in PYTHON])
+@pytest.mark.parametrize("code", [code for code in PYTHON if not name_of(code).startswith("sagemaker")], ids=name_of)
 def test_a_python_snippet_of_the_readme_runs(code: str, here: Path) -> None:
+    run_snippet(code, here)
+
+
+def run_snippet(code: str, here: Path) -> str:
     (here / "snippet.py").write_text(code)
-    path = str(here / "examples" / "digits")
     done = subprocess.run(
         [sys.executable, "snippet.py"],
         cwd=here,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": str(here / "examples" / "digits")},
         capture_output=True,
         text=True,
         check=False,
         timeout=SECONDS,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.aws
+@pytest.mark.train
+@pytest.mark.toolkit
+def test_the_readme_on_sagemaker_works_to_the_letter(
+    here: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sagemaker = request.getfixturevalue("sagemaker")
+    iam, s3 = sagemaker.client("iam"), sagemaker.client("s3")
+    trusted = iam.get_role(RoleName=sagemaker.role.rpartition("/")[2])["Role"]["AssumeRolePolicyDocument"]
+    iam.create_role(RoleName="SageMakerTraining", AssumeRolePolicyDocument=json.dumps(trusted))
+    iam.put_role_policy(RoleName="SageMakerTraining", PolicyName="all", PolicyDocument=json.dumps(ALLOW_ALL))
+    s3.create_bucket(Bucket="my-bucket")
+    s3.upload_file(str(here / "data/validation/digits.npz"), "my-bucket", "digits/validation/digits.npz")
+    (here / "aws").write_text(f"[profile research]\nregion = {sagemaker.region}\n")
+    (here / "keys").write_text("[research]\naws_access_key_id = client\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(here / "aws"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(here / "keys"))
+    monkeypatch.setenv("SMKIT_ROLE", "SageMakerTraining")
+    launch, attach = (code for code in PYTHON if name_of(code).startswith("sagemaker"))
+    said = run_snippet(launch, here)
+    assert "s3://sagemaker-us-east-1-123456789012/smkit/jobs/train-" in said
+    assert list(here.glob("model/model.safetensors"))
+    sagemaker.hide("torch")
+    waiting = "import time\nprint('[metrics] step=1 epoch=1 train/loss=0.5', flush=True)\ntime.sleep(600)"
+    (here / "waiting").mkdir()
+    (here / "waiting" / "train.py").write_text(waiting)
+    begin = "import smkit; smkit.launch('train.py', source_dir='waiting', instance_type='ml.m5.large', name='my-job')"
+    run(sys.executable, "-c", begin, cwd=here)
+    sagemaker.until_line("my-job", "[metrics] step=1 epoch=1 train/loss=0.5")
+    assert re.search(r"train/loss\n.*0\.5", run_snippet(attach, here))
+    for line in [line for line in CONSOLE if line.startswith("smkit ")]:
+        # The job has been stopped by the snippet, which is no success.
+        run(sys.executable, "-m", *line.split(), cwd=here, status=1 if line == "smkit attach my-job" else 0)
 
 
 @pytest.mark.train
