@@ -208,8 +208,15 @@ class Job:
         elif not has_ended(description):
             raise self._error("is still running and has no output yet", fix="wait() for it")
         folder = Path(directory).expanduser()
-        with self.service.remains(description, what, near=folder) as remains:
-            gather(remains, folder)
+        try:
+            with self.service.remains(description, what, near=folder) as remains:
+                gather(remains, folder)
+        except OSError as error:
+            raise JobError(
+                f"'{error.filename or folder}' cannot be written: {error.strerror or error}",
+                where=f"download of job '{self.name}' to {folder}",
+                fix="give another folder, or make space or room for this one",
+            ) from error
         return folder
 
     def cost(self) -> Cost:

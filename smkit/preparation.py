@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from smkit import script_settings
 from smkit.errors import ConfigurationError
 from smkit.inputs import GivenInput, read_inputs
 from smkit.launch_arguments import LaunchArguments, absolute, common_problems, environment_warnings, new_name
-from smkit import script_settings
 from smkit.source.provenance import Provenance, describe
 from smkit.source.survey import Source, survey
 
@@ -64,7 +64,7 @@ def prepare(arguments: LaunchArguments) -> Preparation:
         inputs=inputs,
         hyperparameters=hyperparameters,
         check=check,
-        origin=describe(source.root),
+        origin=describe(source.root, source.left_out),
         problems=[
             *common_problems(arguments),
             *source.problems,

@@ -329,6 +329,9 @@ def test_model_and_output_are_downloaded(sagemaker: SageMaker, start: Start, tmp
 def test_a_download_that_fails_leaves_nothing(sagemaker: SageMaker, start: Start, tmp_path: Path) -> None:
     job = start(LEAVES).wait(show_logs=False)
     key = "jobs/job-1/output/model.tar.gz"
+    for place in (Path("/dev/null"), Path("/dev/null/model"), Path("/proc/model")):
+        with pytest.raises(JobError, match="cannot be written"):
+            job.download(place)
     sagemaker.settings(corrupted={"GetObject": 9})
     with pytest.raises(JobError, match="arrived damaged"):
         job.download(tmp_path / "model")

@@ -136,3 +136,21 @@ def test_a_repository_cannot_run_programs(repository: Path, tmp_path: Path) -> N
     assert found is not None
     assert "+print(3)" in found.diff
     assert not (tmp_path / "sprung").exists()
+
+
+def test_what_stays_behind_is_not_in_the_diff_either(repository: Path) -> None:
+    for path in ("private.cfg", "kept/own.txt", "notes/a b.txt", "gone.cfg", "a\tb.cfg"):
+        (repository / path).parent.mkdir(exist_ok=True)
+        (repository / path).write_text("canary of old\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "second")
+    git(repository, "config", "diff.noprefix", "true")
+    for path in ("private.cfg", "notes/a b.txt", "a\tb.cfg"):
+        (repository / path).write_text("canary\n")
+    (repository / "kept/own.txt").write_text("mine\n")
+    (repository / "gone.cfg").unlink()
+    found = describe(repository, {repository / "private.cfg", repository / "notes", repository / "a\tb.cfg"})
+    assert found is not None
+    assert "--- a/kept/own.txt\n+++ b/kept/own.txt\n@@ -1 +1 @@\n-canary of old\n+mine\n" in found.diff
+    assert found.diff.count("canary") == 1
+    assert "deleted file mode" in found.diff

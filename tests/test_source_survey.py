@@ -323,10 +323,22 @@ CONTENTS = {
     "Stripe": "sk" + "_live_" + LETTERS[:24],
     "SendGrid": "SG" + "." + LETTERS[:22] + "." + LETTERS[:43],
     "Azure": "AccountKey" + "=" + (LETTERS * 2)[:86] + "==",
+    "index": "--index-url https://bob" + ":" + LETTERS[:20] + "@pypi.example.org/simple",
+    "requirement": "git+https://x-access-token" + ":" + LETTERS[:20] + "@git.example.org/team/code.git",
+    "database": "postgresql+psycopg://" + ":" + LETTERS[:12] + "@10.0.0.1/db",
 }
-NAMED = [".env", ".env.local", "a/.env.production", ".aws/credentials", ".ssh/id_rsa", "deploy/key.pem", ".netrc"]
+NAMED = [".env", "prod.env", "a/.env.production", ".aws/credentials", ".ssh/id_rsa", "deploy/key.pem", ".netrc"]
 NAMED += ["kaggle.json", "my/service-account.json", ".git-credentials", "cert.p12", "a.kdbx", "terraform.tfstate"]
-NAMED += ["id_ed25519", ".pypirc", "credentials", "SERVER.KEY", "bob_accessKeys.csv", ".kube/config", ".envrc"]
+NAMED += [
+    "id_ed25519",
+    ".pypirc",
+    "credentials",
+    "SERVER.KEY",
+    "bob_accessKeys.csv",
+    ".kube/config",
+    ".envrc",
+    "prod.env",
+]
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
@@ -378,6 +390,8 @@ def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(proj
         (".env.example", "WANDB_API_KEY=\n"),
         ("ca-bundle.pem", "-----BEGIN CERTIFICATE-----\nMIID\n"),
         ("a.py", "AKIA" + "IOSFODNN7EXAMPLE"),
+        ("a.py", 'f"https://{user}:{password}@host/x", "redis://:password123@host", "https://user:$TOKEN_1@host"'),
+        ("a.py", '"http://localhost:8080/a@b", "https://user:<your-pass-1>@host", "https://a.b:8443/users/x@1.2"'),
         ("a.py", "aws_secret_access_key='wJalrXUtnFEMI/K7MDENG/bPxRfiCY" + "EXAMPLEKEY'"),
         ("a.py", "token = 'hf_" + "x" * 34 + "'; other = 'ghp_" + "0" * 36 + "'"),
         ("a.py", "if text.startswith('-----BEGIN RSA " + "PRIVATE KEY-----'): pass"),

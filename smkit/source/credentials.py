@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 _PRIVATE_KEY = "a private key"
 _NAMES = {
-    "a file of environment variables": (".env", ".env.*", ".envrc"),
+    "a file of environment variables": (".env", ".env.*", "*.env", ".envrc"),
     _PRIVATE_KEY: ("*.pem", "*.key", "*.ppk", "*.p8", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
     "a key store": ("*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.kdb"),
     "a file of passwords": (".netrc", "_netrc", ".pgpass", ".htpasswd", ".git-credentials", "*.secret", "*.secrets"),
@@ -63,6 +63,13 @@ def _is_no_example(secret: bytes) -> bool:
 def _is_varied(secret: bytes) -> bool:
     """Tell a token from a placeholder such as `hf_xxxxxxxx` or `ghp_0000000000`."""
     return len(set(secret[-20:])) > 6
+
+
+def _is_no_word(secret: bytes) -> bool:
+    """Tell a password from what stands for one in texts: `password`, `PASSWORD`, `p4ssw0rd`, `12345678`."""
+    words = (rb"[A-Za-z]", rb"[0-9]")
+    is_placeholder = re.search(rb"(?i)passw|p4ss|secret|token|example|xxxx|changeme", secret) is not None
+    return not is_placeholder and len(set(secret)) > 6 and all(re.search(each, secret) for each in words)
 
 
 def _kind(name: str, marks: str, pattern: str, is_real: Callable[[bytes], bool] = _is_varied) -> _Kind:
@@ -119,6 +126,12 @@ _KINDS = (
     _kind("a Databricks token", "dapi", _START + r"(dapi[0-9a-f]{32}(?:-[0-9])?)" + _END),
     _kind("a Stripe key", "k_live_", _START + r"([sr]k_live_[A-Za-z0-9]{24,})" + _END),
     _kind("a SendGrid key", "SG.", _START + r"(SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43})" + _END),
+    _kind(
+        "a password in an address",
+        "://",
+        r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'`{}<>$%]{0,100}:([^\s/:@\"'`{}<>$%\[\]()]{8,200})@[A-Za-z0-9]",
+        _is_no_word,
+    ),
     _kind("an Azure storage key", "AccountKey=", r"AccountKey=([A-Za-z0-9+/]{86}==)"),
 )
 

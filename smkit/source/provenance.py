@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 import unicodedata
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,6 +28,11 @@ _MAX_TAG = 256
 _TAG_MARKS = "_.:/=+-@"
 # Nothing that a repository sets up for people is run: no monitor, no hook, and below no viewer of differences.
 _GIT = ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=false")
+# Of files that are deleted the name only: whether they travelled cannot be told any more.
+_DIFF_OPTIONS = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "--relative", "--irreversible-delete"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +73,26 @@ class Provenance:
         return json.dumps({"code_sha256": code_sha256, "git": asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def describe(root: Path) -> Provenance | None:
-    """Return what git tells about a folder, or None: no repository, no commit, no git, or a repository of others."""
+def describe(root: Path, left_out: Collection[Path] = ()) -> Provenance | None:
+    """Return what git tells about a folder, or None: no repository, no commit, no git, or a repository of others.
+
+    Args:
+        root: The folder.
+        left_out: Files and folders in it that do not travel; what differs in them is not shown either.
+    """
     try:
         commit = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
         status = _git(root, "status", "--porcelain", "-z", "--untracked-files=normal", "--", ".")
         branch = _git(root, "symbolic-ref", "--short", "-q", "HEAD", accepts=(0, 1)).decode(errors="replace").strip()
         remote = _git(root, "config", "--get", "remote.origin.url", accepts=(0, 1)).decode(errors="replace").strip()
-        diff = _git(root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--relative", "HEAD", "--", ".")
+        diff = _git(root, "diff", *_DIFF_OPTIONS, "HEAD", "--", ".")
     except (OSError, subprocess.SubprocessError) as error:
         logger.debug("no provenance of %s: %s", root, error)
         return None
     untracked = [
         os.fsdecode(entry[3:]).encode(errors="replace").decode() for entry in status.split(b"\0") if entry[:2] == b"??"
     ]
-    text, note = _presentable(diff)
+    text, note = _presentable(_of_what_travels(diff, root, left_out))
     if len(untracked) > _MAX_UNTRACKED:
         note = "; ".join(filter(None, (note, f"{len(untracked) - _MAX_UNTRACKED} untracked names are left out")))
     return Provenance(
@@ -120,6 +131,19 @@ def _git(root: Path, *arguments: str, accepts: tuple[int, ...] = (0,)) -> bytes:
             raise subprocess.SubprocessError(run.stderr.decode(errors="replace").strip())
         output.seek(0)
         return output.read(_MAX_DIFF_BYTES + 1)
+
+
+def _of_what_travels(diff: bytes, root: Path, left_out: Collection[Path]) -> bytes:
+    """Return a diff without the files that stay behind, and without those whose names git has to quote."""
+    kept = []
+    for section in re.split(rb"^(?=diff --git )", diff, flags=re.MULTILINE):
+        header = section.partition(b"\n@@")[0]
+        names = re.findall(rb"^(?:---|\+\+\+) (.*?)\t?$", header, re.MULTILINE)
+        locations = [root / os.fsdecode(name[2:]) for name in names if name.startswith((b"a/", b"b/"))]
+        stays = any(path in left_out for location in locations for path in (location, *location.parents))
+        if not stays and not any(name.startswith(b'"') for name in names):
+            kept.append(section)
+    return b"".join(kept)
 
 
 def _presentable(diff: bytes) -> tuple[str, str]:
