@@ -62,8 +62,8 @@ def portable(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
     """Run the tests that depend on it on the oldest version of each dependency that pyproject.toml promises."""
-    groups = nox.project.dependency_groups(PROJECT, "test", "examples")
-    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,local,tabular]", *groups)
+    groups = nox.project.dependency_groups(PROJECT, "test", "aws", "examples")
+    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,launch,local,tabular]", *groups)
     session.run(*PYTEST, "-m", "not toolkit and not endurance", "-q", *session.posargs, env=ONE_THREAD)
 
 

@@ -144,7 +144,7 @@ ALLOWED = {
     # what travels as code
     "source": set(),
     "source.credentials": set(),
-    "source.ignore_rules": set(),
+    "source.ignore_rules": {"errors"},
     "source.requirements": set(),
     "source.provenance": {"source.credentials"},
     "source.walk": {"contract", "source.ignore_rules"},

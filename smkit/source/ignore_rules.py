@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smkit.errors import ConfigurationError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -149,8 +151,14 @@ def _without_trailing_spaces(line: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _compile(pattern: str) -> re.Pattern[str] | None:
     """Return the regular expression of a pattern, or None for one that git, too, takes for matching nothing."""
-    from pathspec import GitIgnoreSpec
-
+    try:
+        from pathspec import GitIgnoreSpec
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "launching reads ignore rules with pathspec, which is not installed here",
+            where="this Python environment",
+            fix="pip install 'smkit[launch]', or 'smkit[local]' for jobs on this machine only",
+        ) from error
     if pattern.startswith(("#", "!", " ", "\t")):
         pattern = "\\" + pattern
     with warnings.catch_warnings():
