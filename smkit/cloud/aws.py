@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any, cast
 
 from smkit.cloud.aws_errors import aws_errors
@@ -175,14 +176,12 @@ def _clients(session: Any, region: str, time_outs: TimeOuts) -> Clients:
 def _config(time_outs: TimeOuts) -> Any:
     from botocore.config import Config
 
-    import smkit
-
     return Config(
         connect_timeout=time_outs.connect,
         read_timeout=time_outs.read,
         retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
         max_pool_connections=_POOL_CONNECTIONS,
-        user_agent_extra=f"smkit/{smkit.__version__}",
+        user_agent_extra=f"smkit/{version('smkit')}",
         tcp_keepalive=True,
     )
 
