@@ -329,16 +329,7 @@ CONTENTS = {
 }
 NAMED = [".env", "prod.env", "a/.env.production", ".aws/credentials", ".ssh/id_rsa", "deploy/key.pem", ".netrc"]
 NAMED += ["kaggle.json", "my/service-account.json", ".git-credentials", "cert.p12", "a.kdbx", "terraform.tfstate"]
-NAMED += [
-    "id_ed25519",
-    ".pypirc",
-    "credentials",
-    "SERVER.KEY",
-    "bob_accessKeys.csv",
-    ".kube/config",
-    ".envrc",
-    "prod.env",
-]
+NAMED += ["id_ed25519", ".pypirc", "credentials", "SERVER.KEY", "bob_accessKeys.csv", ".kube/config", ".envrc"]
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
@@ -365,7 +356,6 @@ def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(proj
     assert set(NAMED) - left == {
         *(
             ".env",
-            ".env.local",
             "a/.env.production",
             ".envrc",
             "deploy/key.pem",
