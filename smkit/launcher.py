@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from smkit import argument_types, estimator_words, local_plan
+from smkit import argument_types, contract, estimator_words, local_plan
+from smkit.errors import JobError
 from smkit.inputs import Input
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, Vendor, absolute
@@ -236,6 +237,13 @@ def attach(
         ConfigurationError: There is no such local job, and AWS cannot be asked.
         JobError: There is no such job.
     """
+    given: object = name
+    if not (isinstance(given, str) and contract.JOB_NAME.fullmatch(given)):
+        raise JobError(
+            f"there can be no job {name!r}",
+            where="name of attach",
+            fix="give a job's name, 1 to 63 letters, digits and '-'; look at 'smkit jobs'",
+        )
     jobs = LocalJobs(absolute(output_dir))
     if (jobs.root / name).is_dir():
         return Job(name, jobs)

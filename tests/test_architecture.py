@@ -210,8 +210,8 @@ ALLOWED = {
     "estimator_words": set(),
     "argument_types": {"launch_arguments"},
     "launcher": {
-        *("argument_types", "cloud.aws", "cloud.cloud_plan", "cloud.jobs", "estimator_words", "hyperparameters"),
-        *("inputs", "job", "launch_arguments", "local", "local_plan", "plan"),
+        *("argument_types", "cloud.aws", "cloud.cloud_plan", "cloud.jobs", "contract", "errors", "estimator_words"),
+        *("hyperparameters", "inputs", "job", "launch_arguments", "local", "local_plan", "plan"),
     },
     # the command line
     "commands": set(),

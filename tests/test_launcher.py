@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smkit.errors import ConfigurationError
+from smkit.errors import ConfigurationError, JobError
 from smkit.hyperparameters import Hyperparameters
-from smkit.launcher import launch
+from smkit.launcher import attach, launch
 
 # A launch is checked against this machine, too: without the toolkit there is one problem more.
 pytestmark = pytest.mark.toolkit
@@ -237,3 +237,9 @@ def test_a_settings_class_is_not_its_instance(project: Path) -> None:
 def test_a_script_may_be_a_path_and_a_home_may_be_nobodys(project: Path) -> None:
     assert not problems(Path("train.py"))
     assert any("there is no such folder" in each for each in problems(source_dir="~nobody-of-that-name/code"))
+
+
+@pytest.mark.parametrize("name", [None, b"job", "", "..", "/etc", "a/b", "two words"])
+def test_what_cannot_be_a_jobs_name_is_attached_to_nothing(name: Any) -> None:
+    with pytest.raises(JobError, match="there can be no job"):
+        attach(name)

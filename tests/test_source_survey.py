@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smkit.source.survey import Source, survey
@@ -61,6 +61,7 @@ TREES = st.sets(st.lists(NAMES, min_size=1, max_size=4).map("/".join), min_size=
 LINES = st.lists(rules(), max_size=6).map("\n".join)
 
 
+@example(paths={"a/b/a"}, top="", nested="", excluded="**/a/*\n!a/*", below=False)
 @settings(max_examples=60, deadline=None)
 @given(paths=TREES, top=LINES, nested=LINES, excluded=LINES, below=st.booleans())
 def test_rules_mean_what_they_mean_to_git(paths: set[str], top: str, nested: str, excluded: str, below: bool) -> None:

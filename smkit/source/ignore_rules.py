@@ -17,6 +17,9 @@ from pathlib import Path
 
 from smkit.errors import ConfigurationError
 
+_FOLDER_ABOVE = "ps_d"
+"""pathspec's name for the slash behind a folder that a pattern names."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -37,7 +40,6 @@ class Rule:
     literal_path: str | None
     _for_folders: bool
     _levels: int | None
-    _last_part: re.Pattern[str] | None
     _pattern: re.Pattern[str]
 
     def __str__(self) -> str:
@@ -47,13 +49,12 @@ class Rule:
         """Say whether the rule names `path` itself; that it names a folder above is another question."""
         if (self._for_folders and not is_folder) or not path.startswith(self.base):
             return False
-        name = path.rpartition("/")[2]
-        if self._last_part and not self._last_part.search(name):
+        path = path.rpartition("/")[2] if self._levels == 0 else path[len(self.base) :]
+        if self._levels and self._levels != path.count("/") + 1:
             return False
-        if self._levels == 0:
-            return self._pattern.search(name) is not None
-        path = path[len(self.base) :]
-        return self._levels in (None, path.count("/") + 1) and self._pattern.search(path) is not None
+        # pathspec's expressions end with a folder's slash or with the path; that is where they match what is below.
+        is_exact = _FOLDER_ABOVE in self._pattern.groupindex
+        return (self._pattern.fullmatch(path) if is_exact else self._pattern.search(path)) is not None
 
 
 def read_rules(text: str, *, origin: str, base: str = "") -> tuple[Rule, ...]:
@@ -126,7 +127,6 @@ def _read_rule(line: str, origin: str, base: str) -> Rule | None:
     pattern = _compile(f"/{body.removeprefix('/')}" if is_anchored else body)
     parts = body.removeprefix("/").split("/")
     is_deep = is_anchored and "**" in parts
-    last_part = _compile(parts[-1]) if is_deep and parts[-1] != "**" else None
     if pattern is None:
         return None
     return Rule(
@@ -137,7 +137,6 @@ def _read_rule(line: str, origin: str, base: str) -> Rule | None:
         literal_path=base + "/".join(parts) if is_anchored and not re.search(r"[*?\[\\]", body) else None,
         _for_folders=for_folders,
         _levels=None if is_deep else len(parts) if is_anchored else 0,
-        _last_part=last_part,
         _pattern=pattern,
     )
 
