@@ -21,7 +21,7 @@ from smkit.inputs import GivenInput, local_files
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, absolute, refuse
 from smkit.local import LocalJobs, LocalRun
-from smkit.plan import Plan, amount
+from smkit.plan import Plan, amount, count
 from smkit.preparation import Preparation, prepare
 
 _logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _request(run: LocalRun) -> dict[str, object]:
 def _rows(run: LocalRun, prepared: Preparation, jobs: LocalJobs, size: int) -> list[tuple[str, str, str]]:
     each = "one process" if not run.uses_torchrun else f"torchrun: {run.processes_per_host} per host"
     checkpoints = str(run.checkpoint_dir or "in the job's folder")
-    source = f"{len(prepared.source.files)} files, {amount(size)}"
+    source = f"{count(len(prepared.source.files), 'file')}, {amount(size)}"
     return [
         ("script", run.entry, str(run.source_dir)),
         ("instances", f"{run.instance_count} x local, {each}", "instance_type, instance_count"),

@@ -49,3 +49,8 @@ def amount(count: float) -> str:
         count /= 1000
         del units[0]
     return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things as a person reads it."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -33,7 +33,7 @@ from smkit.cloud.uploads import LocalData, address
 from smkit.errors import ConfigurationError
 from smkit.inputs import local_files
 from smkit.launch_arguments import LaunchArguments, refuse
-from smkit.plan import Plan, amount
+from smkit.plan import Plan, amount, count
 from smkit.preparation import Preparation, prepare
 from smkit.s3_uris import is_bucket_name
 from smkit.source.archive import content_hash
@@ -201,7 +201,7 @@ class _Draft:
             ("image", str(algorithm.get("TrainingImage", "none")), self._image_origin),
             ("role", *role),
             ("account", f"{storage.owner} in {clients.region}", clients.profile_name or "default profile"),
-            ("source", f"{len(self.files)} files, {amount(size)}", self.prepared.origin_text),
+            ("source", f"{count(len(self.files), 'file')}, {amount(size)}", self.prepared.origin_text),
             ("hyperparameters", str(len(self.prepared.hyperparameters)), self.prepared.check),
             *inputs,
             ("results", f"{request['OutputDataConfig']['S3OutputPath']}/{self.prepared.name}", "bucket"),
@@ -249,7 +249,7 @@ class _Draft:
 
     def _from(self, channel: Mapping[str, Any]) -> str:
         data = self.data.get(channel["ChannelName"])
-        sent = "as it is" if data is None else f"{len(data.files)} files, {amount(data.size)}, uploaded once"
+        sent = "as it is" if data is None else f"{count(len(data.files), 'file')}, {amount(data.size)}, uploaded once"
         return f"{channel['InputMode']}, {sent}"
 
 
