@@ -220,10 +220,10 @@ def _read_proc(pid: int, file: str) -> bytes:
 
 def _is_shell(pid: int) -> bool:
     try:
-        program = os.readlink(f"/proc/{pid}/exe")
+        program = Path(f"/proc/{pid}/exe").readlink()
     except OSError:  # It has ended, or is somebody else's.
         return False
-    return Path(program).name in ("sh", "bash", "dash", "ksh", "zsh", "busybox")
+    return program.name in ("sh", "bash", "dash", "ksh", "zsh", "busybox")
 
 
 def _send(number: signal.Signals, processes: Iterable[int]) -> None:

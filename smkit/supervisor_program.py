@@ -118,7 +118,7 @@ def _is_torchrun(process: _Process) -> bool:
 
 def _is_shell(process: _Process) -> bool:
     try:
-        program = os.readlink(f"/proc/{process.pid}/exe")
+        program = os.readlink(f"/proc/{process.pid}/exe")  # noqa: PTH115 - Path.readlink is of Python 3.9
     except OSError:  # It has ended.
         return False
     return Path(program).name in _SHELLS
