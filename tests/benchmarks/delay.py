@@ -72,7 +72,7 @@ class KeepAlive(http.server.BaseHTTPRequestHandler):
 
     target: int
     protocol_version = "HTTP/1.1"
-    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
