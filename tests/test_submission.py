@@ -41,14 +41,15 @@ def test_the_role_of_another_account_gets_no_byte_and_no_bucket(sagemaker: SageM
     assert set(sagemaker.actions()) == {"HeadObject", "GetCallerIdentity"}
 
 
-@pytest.mark.parametrize("request_", [{}, {"Tags": [{"Key": "team", "Value": "vision"}]}], ids=["", "own tags"])
+@pytest.mark.parametrize("request_", [{}, {"Tags": [{"Key": "team", "Value": "vision"}]}, {"Tags": None}])
 @pytest.mark.parametrize("losses", [1, 9])
 def test_lost_replies_make_one_job(request_: dict[str, Any], losses: int, sagemaker: SageMaker, launch: Launch) -> None:
     sagemaker.settings(lost_replies={"CreateTrainingJob": losses})
     assert launch(name="once", request=request_).status == "InProgress"
     sagemaker.settings(lost_replies={})
-    with pytest.raises(smkit.ConfigurationError, match="already exists"):
+    with pytest.raises(smkit.ConfigurationError, match="job 'once' already exists") as caught:
         launch(name="once", request=request_)
+    assert caught.value.fix == "give another name, or 'smkit attach once' if that is the job you mean"
     found = sagemaker.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]
     assert [job["TrainingJobName"] for job in found] == ["once"]
 

@@ -110,13 +110,13 @@ class Submission:
         """Whether the job is there, and is this very launch's.
 
         Raises:
-            ConfigurationError: AWS does not say.
+            ConfigurationError: There is another job of this name, or AWS does not say.
         """
         sagemaker = self.storage.clients.sagemaker
         try:
             with aws_errors(error.where):
                 found = sagemaker.describe_training_job(TrainingJobName=self.name)
-                tags = sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
+                is_ours = self._is_tagged(found) if self._tag else self._is_alike(found, error)
         except ConfigurationError as silence:
             if error_code(silence).startswith("Validation"):
                 return False
@@ -125,4 +125,24 @@ class Submission:
                 where=error.where,
                 fix=f"'smkit attach {self.name}' tells; launch again only if there is no such job",
             ) from error
-        return any(tag["Key"] == LAUNCH_TAG and tag in self.request.get("Tags", ()) for tag in tags)
+        if not is_ours:
+            raise ConfigurationError(
+                f"job '{self.name}' already exists",
+                where=error.where,
+                fix=f"give another name, or 'smkit attach {self.name}' if that is the job you mean",
+            ) from error
+        return True
+
+    @property
+    def _tag(self) -> Mapping[str, str] | None:
+        """The launch's own tag; None where the user wants no tags."""
+        return next((tag for tag in self.request.get("Tags") or () if tag["Key"] == LAUNCH_TAG), None)
+
+    def _is_tagged(self, found: Mapping[str, Any]) -> bool:
+        return self._tag in self.storage.clients.sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
+
+    def _is_alike(self, found: Mapping[str, Any], error: ConfigurationError) -> bool:
+        """Whether a job without tags is this launch's: a reply was lost, and it runs this code with these settings."""
+        response = getattr(error.__cause__, "response", None) or {}
+        has_repeated = is_passing(error) or response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+        return has_repeated and found.get("HyperParameters", {}) == self.request.get("HyperParameters", {})
