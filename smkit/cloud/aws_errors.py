@@ -104,6 +104,11 @@ def is_expired(error: BaseException) -> bool:
     return error_code(error) in _EXPIRED
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether AWS denies without saying who may not do what: a permission is missing, or it is somebody else's."""
+    return error_code(error) in _DENIED and "not authorized to perform" not in str(error)
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same call can succeed a little later: AWS was not reached, busy, or failed by itself."""
     code = error_code(error)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smkit.cloud.aws import Clients
-from smkit.cloud.aws_errors import aws_errors, error_code
+from smkit.cloud.aws_errors import aws_errors, error_code, is_denied
 from smkit.errors import ConfigurationError, JobError, SmkitError
 
 PART_BYTES = 32 * 1024 * 1024
@@ -268,7 +268,12 @@ class Storage:
     def _ask_why(self, error: Exception, key: str) -> None:
         """Raise the reason of a refused HEAD: the answer to it has no body to say it, that to a list has."""
         if error_code(error) in ("400", "403"):
-            self.clients.s3.list_objects_v2(Prefix=key, MaxKeys=1, **self._place)
+            try:
+                self.clients.s3.list_objects_v2(Prefix=key, MaxKeys=1, **self._place)
+            except Exception as reason:
+                if is_denied(reason):
+                    raise self._foreign_bucket() from reason
+                raise
 
     def _foreign_bucket(self) -> ConfigurationError:
         return ConfigurationError(
