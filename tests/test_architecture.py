@@ -183,7 +183,7 @@ ALLOWED = {
     "cloud.uploads": {"cloud.digests", "cloud.storage", "cloud.transfer_line", "errors"},
     "cloud.connection": {"cloud.aws", "cloud.aws_errors", "errors", "watching"},
     "cloud.logs": {"cloud.aws_errors", "cloud.connection", "errors", "log_view"},
-    "cloud.prices": {"cloud.connection", "errors", "job_cost"},
+    "cloud.prices": {"cloud.connection", "errors", "job_cost", "watching"},
     "cloud.jobs": {
         *("artifacts", "cloud.aws", "cloud.aws_errors", "cloud.connection", "cloud.logs", "cloud.prices"),
         *("cloud.storage", "errors", "job_cost", "log_view", "watching"),

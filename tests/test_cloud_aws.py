@@ -20,6 +20,8 @@ from sagemaker.wire import KEYS
 
 from smkit.cloud.aws import TimeOuts, connect
 from smkit.cloud.aws_errors import aws_errors, error_code, is_expired, is_passing
+from smkit.cloud.connection import Connection
+from smkit.cloud.prices import ask_prices
 from smkit.cloud.role import account_of, find_role
 from smkit.errors import ConfigurationError, JobError
 
@@ -192,6 +194,21 @@ def test_silence_is_an_error_after_three_attempts(
         _ = connect(time_outs=TimeOuts(connect=1, read=0.2)).account
     assert is_passing(caught.value)
     assert len(connections) == 3
+
+
+def test_prices_are_not_waited_for(
+    sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch, silent_server: tuple[str, list[socket.socket]]
+) -> None:
+    address, connections = silent_server
+    monkeypatch.setenv("AWS_ENDPOINT_URL_PRICING", address)
+    assert ask_prices(Connection(connect()), ["ml.g5.xlarge", "ml.g6.xlarge"]) == {}
+    assert len(connections) == 1
+
+
+def test_an_endpoint_that_is_no_url_is_said(sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
+    with pytest.raises(ConfigurationError, match="no client of sts: Invalid endpoint: not a url\n.*AWS_ENDPOINT_URL"):
+        _ = connect().account
 
 
 def test_a_service_that_is_busy_is_asked_again(sagemaker: SageMaker) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -36,10 +37,16 @@ _REREADABLE = frozenset(
 
 @dataclass(frozen=True)
 class TimeOuts:
-    """Seconds until silence counts as a failure."""
+    """Seconds until silence counts as a failure, and how often to ask a busy service, and a silent one."""
 
     connect: float = 5.0
     read: float = 20.0
+    attempts: int = ATTEMPTS
+    silent_attempts: int = SILENT_ATTEMPTS
+
+
+_INCIDENTAL = {"pricing": TimeOuts(connect=2.0, read=3.0, attempts=2, silent_attempts=1)}
+"""Services whose answer is nice to have, and not waited for."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,15 @@ class Clients:
         """Return the client of any service; there is one for each, and threads may share it."""
         with self._lock:
             if service not in self._made:
-                with aws_errors(f"the client of {service}", profile_name=self.profile_name):
-                    self._made[service] = self.make(service)
+                try:
+                    with aws_errors(f"the client of {service}", profile_name=self.profile_name):
+                        self._made[service] = self.make(service)
+                except ValueError as error:
+                    raise ConfigurationError(
+                        f"botocore makes no client of {service}: {error}",
+                        where="AWS_ENDPOINT_URL, or ~/.aws/config",
+                        fix="an endpoint is a URL such as https://host:443; unset it for AWS's own",
+                    ) from error
             return self._made[service]
 
     @property
@@ -160,11 +174,11 @@ def connect(
 
 
 def _clients(session: Any, region: str, time_outs: TimeOuts) -> Clients:
-    config = _config(time_outs)
-
     def make(service: str) -> Any:
-        client = session.client(service, region_name=_ELSEWHERE.get(service, region), config=config)
-        client.meta.events.register_first("needs-retry.*", _give_up_on_silence)
+        patience = _INCIDENTAL.get(service, time_outs)
+        place = _ELSEWHERE.get(service, region)
+        client = session.client(service, region_name=place, config=_config(patience))
+        client.meta.events.register_first("needs-retry.*", partial(_give_up_on_silence, patience.silent_attempts))
         return client
 
     def renew() -> Clients:
@@ -179,7 +193,7 @@ def _config(time_outs: TimeOuts) -> Any:
     return Config(
         connect_timeout=time_outs.connect,
         read_timeout=time_outs.read,
-        retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "adaptive", "total_max_attempts": time_outs.attempts},
         max_pool_connections=_POOL_CONNECTIONS,
         user_agent_extra=f"smkit/{version('smkit')}",
         tcp_keepalive=True,
@@ -187,13 +201,13 @@ def _config(time_outs: TimeOuts) -> Any:
 
 
 def _give_up_on_silence(
-    *, request_dict: dict[str, Any], caught_exception: BaseException | None = None, **_: Any
+    attempts: int, /, *, request_dict: dict[str, Any], caught_exception: BaseException | None = None, **_: Any
 ) -> None:
     """Count the attempts of a call that got no answer, and end the call after a few."""
     if caught_exception is not None:
         count = request_dict["context"].get("smkit_silent", 0) + 1
         request_dict["context"]["smkit_silent"] = count
-        if count >= SILENT_ATTEMPTS:
+        if count >= attempts:
             raise caught_exception
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from smkit.cloud.connection import Connection
 from smkit.errors import SmkitError
 from smkit.job_cost import Price
+from smkit.watching import OutOfReach
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ def ask_prices(connection: Connection, instance_types: Iterable[str]) -> Mapping
                     ],
                 ),
             )
+        except OutOfReach as error:
+            # Who waits for a price waits for every one of them.
+            _logger.info("no prices: %s", error.what)
+            break
         except SmkitError as error:
             _logger.info("no price of %s: %s", kind, error.what)
             continue

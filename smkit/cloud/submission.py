@@ -139,7 +139,8 @@ class Submission:
         return next((tag for tag in self.request.get("Tags") or () if tag["Key"] == LAUNCH_TAG), None)
 
     def _is_tagged(self, found: Mapping[str, Any]) -> bool:
-        return self._tag in self.storage.clients.sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
+        tags: list[Any] = self.storage.clients.sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
+        return self._tag in tags
 
     def _is_alike(self, found: Mapping[str, Any], error: ConfigurationError) -> bool:
         """Whether a job without tags is this launch's: a reply was lost, and it runs this code with these settings."""
