@@ -20,12 +20,21 @@ class _Type(NamedTuple):
     is_shown: bool = True
 
 
+_DEPTH = 50
+"""CreateTrainingJob's own fields are nested seven deep."""
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike)) and _is_text(os.fspath(value))
+    return isinstance(value, (str, os.PathLike)) and _is_text(os.fspath(value)) and not _is_in_s3(value)
+
+
+def _is_in_s3(value: object) -> bool:
+    # A Path makes one slash of two.
+    return isinstance(value, (str, os.PathLike)) and str(value).startswith("s3:/")
 
 
 def _is_mapping(value: object) -> bool:
@@ -41,6 +50,16 @@ def _is_settings(value: object) -> bool:
     return isinstance(value, Mapping) or (not isinstance(value, type) and hasattr(value, "model_fields_set"))
 
 
+def _is_finite(value: object, above: tuple[int, ...] = ()) -> bool:
+    """Whether a value can be walked to its end: it does not hold itself, and is not nested deeper than anything is."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return True
+    if id(value) in above or len(above) == _DEPTH:
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    return all(_is_finite(part, (*above, id(value))) for part in parts)
+
+
 def _or_none(kind: _Type) -> _Type:
     return kind._replace(holds=lambda value: value is None or kind.holds(value))
 
@@ -52,6 +71,9 @@ _FLAG = _Type("True or False", lambda value: isinstance(value, bool))
 _TEXTS = _Type("a list of texts", _is_list_of_texts)
 _MAPPING = _Type("a dict with texts for names", _is_mapping, is_shown=False)
 
+_CHANNELS = _Type("a dict from the names of channels to their data", lambda value: isinstance(value, Mapping))
+_REQUEST = _MAPPING._replace(holds=lambda value: _is_mapping(value) and _is_finite(value))
+
 _TYPES: Mapping[str, tuple[_Type, object]] = {
     "entry": (_TEXT, ""),
     "source_dir": (_PATH, "."),
@@ -61,6 +83,7 @@ _TYPES: Mapping[str, tuple[_Type, object]] = {
     ),
     "instance_count": (_COUNT, 1),
     "processes_per_host": (_or_none(_COUNT), None),
+    "inputs": (_CHANNELS, {}),
     "hyperparameters": (
         _or_none(_Type("an instance of a settings class, or a dict,", _is_settings, is_shown=False)),
         None,
@@ -80,7 +103,7 @@ _TYPES: Mapping[str, tuple[_Type, object]] = {
     "tags": (_MAPPING, {}),
     "vendor": (_TEXT, "source"),
     "allow_secrets": (_TEXTS, ()),
-    "request": (_MAPPING, {}),
+    "request": (_REQUEST, {}),
     "output_dir": (_PATH, "runs"),
     "checkpoint_dir": (_or_none(_PATH), None),
 }
@@ -104,9 +127,24 @@ def _problem(name: str, value: object, kind: _Type) -> str:
         return f"{name}: holds a NUL character"
     if isinstance(value, type):
         return f"{name}: is the class {value.__name__}, and an instance belongs here: {value.__name__}(...)"
+    if kind is _REQUEST and _is_mapping(value):
+        return f"{name}: contains itself, or is nested more than {_DEPTH} deep"
+    if _is_in_s3(value):
+        return f"{name} '{value}': a path on this machine belongs here; 'aws s3 sync' copies what is in S3"
+    if kind is _CHANNELS:
+        return _problem_of_channels(value)
     is_short = kind.is_shown and isinstance(value, (str, bytes, int, float, type(None))) and len(repr(value)) <= 80
     subject = f"{name} {value!r}" if is_short else name
     if kind is _TEXTS and isinstance(value, str):
         return f"{subject}: {kind.belongs} belongs here; did you mean {[value]!r}?"
     shown = "" if value is None else f"is of type {type(value).__name__}, and "
     return f"{subject}: {shown}{kind.belongs} belongs here"
+
+
+def _problem_of_channels(value: object) -> str:
+    sources = value if isinstance(value, (list, tuple)) else [value]
+    if not sources or not all(isinstance(each, (str, os.PathLike)) for each in sources):
+        return f"inputs {value!r:.80}: {_CHANNELS.belongs} belongs here: {{'train': 's3://bucket/prefix'}}"
+    names = ["train", "test", *(f"channel{number}" for number in range(3, len(sources) + 1))]
+    meant = {name: os.fspath(each) for name, each in zip(names, sources, strict=False)}
+    return f"inputs {value!r}: {_CHANNELS.belongs} belongs here; did you mean {meant!r}?"

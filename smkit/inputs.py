@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from smkit import contract
@@ -67,15 +67,12 @@ class GivenInput:
         return self.matches or ((self.root,) if self.root else ())
 
 
-def read_inputs(inputs: object) -> tuple[tuple[GivenInput, ...], list[str]]:
+def read_inputs(inputs: Mapping[Any, object]) -> tuple[tuple[GivenInput, ...], list[str]]:
     """Return the channels that can be understood, and the problems of all the others.
 
     Args:
         inputs: A mapping of channel names to paths, URIs or `Input`, as `launch` takes it.
     """
-    if not isinstance(inputs, Mapping):
-        example = f"inputs={{'train': {str(inputs)!r}}}"
-        return (), [f"inputs {inputs!r}: not a mapping from the names of channels; did you mean {example}?"]
     given: list[GivenInput] = []
     problems: list[str] = []
     variables: dict[str, str] = {}

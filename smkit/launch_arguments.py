@@ -119,6 +119,8 @@ def _environment_problems(environment: Mapping[str, object]) -> Iterator[str]:
             yield f"environment '{name}': a value is a text, not a value of type {type(value).__name__}"
         elif "\0" in value:
             yield f"environment '{name}': a value has no NUL characters"
+        elif any("\ud800" <= character <= "\udfff" for character in value):
+            yield f"environment '{name}': a value has no half characters (surrogates)"
 
 
 def refuse(problems: Sequence[str], arguments: LaunchArguments) -> None:

@@ -150,7 +150,8 @@ def launch(
             otherwise each host has its own, in the job's folder.
         wait: Return when the job has completed; see `Job.wait`.
         dry_run: Check everything, and return the plan with the exact request and the list of files; nothing is made,
-            uploaded or started. `plan.start()` then does.
+            uploaded or started. `plan.start()` then does. With `vendor="wheels"` the wheels are downloaded from the
+            package index all the same, into a temporary folder.
         **other_words: What `launch` does not take; the words of the SDK's estimators are answered with launch's own.
 
     Raises:
@@ -164,9 +165,9 @@ def launch(
         source_dir=source_dir,
         instance_count=instance_count,
         processes_per_host=processes_per_host,
-        inputs=inputs or {},
+        inputs={} if inputs is None else inputs,
         hyperparameters=hyperparameters,
-        environment=environment or {},
+        environment={} if environment is None else environment,
         name=name,
         role=role,
         profile_name=profile_name,
@@ -183,10 +184,10 @@ def launch(
         retries=retries,
         graceful_stop=graceful_stop,
         metrics=metrics,
-        tags=tags or {},
+        tags={} if tags is None else tags,
         vendor=vendor,
         allow_secrets=allow_secrets,
-        request=request or {},
+        request={} if request is None else request,
         output_dir=output_dir,
         checkpoint_dir=checkpoint_dir,
     )

@@ -28,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 _PIP_FILES = ("requirements.txt", "setup.py")
 """The toolkit hands these to pip, which would install into the interpreter that launches."""
+_MAX_HOSTS = 254
+"""Each has an address of its own, 127.0.0.1 to 127.0.0.254."""
 _TORCHRUN_PORT = 7777
 """The toolkit's choice for several hosts, which are one machine here."""
 
@@ -149,6 +151,8 @@ def _place_problems(run: LocalRun, output_dir: Path) -> Iterator[str]:
 
 def _machine_problems(run: LocalRun) -> Iterator[str]:
     environment = Path(sys.executable).parent
+    if run.instance_count > _MAX_HOSTS:
+        yield f"instance_count: at most {_MAX_HOSTS} hosts are to be had of one machine"
     if platform.system() != "Linux":
         yield f"this machine: the toolkit needs Linux, and this is {platform.system()}"
     if not shutil.which("train", path=environment) or not importlib.util.find_spec("sagemaker_pytorch_container"):

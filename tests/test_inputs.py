@@ -133,10 +133,6 @@ def test_channels_are_checked_all_together(folder: Path) -> None:
         f"input '3': there is no {folder}/no",
     ]
     assert read_inputs({f"c{i}": "data" for i in range(21)})[1] == ["inputs: a job takes 20 channels, not 21"]
-    assert read_inputs("s3://bucket/a")[1] == [
-        "inputs 's3://bucket/a': not a mapping from the names of channels; did you mean "
-        "inputs={'train': 's3://bucket/a'}?"
-    ]
 
 
 def test_what_cannot_be_uploaded_is_said_before(folder: Path) -> None:

@@ -91,6 +91,10 @@ ALL_PROBLEMS = """\
   fix:   change what is named above; nothing has been started"""
 
 
+ENDLESS: dict[str, Any] = {}
+ENDLESS["VpcConfig"] = {"Subnets": [ENDLESS]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -104,6 +108,28 @@ ALL_PROBLEMS = """\
         ({"inputs": {f"c{i}": "data" for i in range(21)}}, "inputs: a job takes 20 channels, not 21"),
         ({"inputs": {"a": "data/x\0"}}, "input 'a': there is no "),
         ({"environment": {"A": "\0"}}, "environment 'A': a value has no NUL characters"),
+        ({"environment": {"A": "\ud83d"}}, "environment 'A': a value has no half characters (surrogates)"),
+        ({"instance_count": 255}, "instance_count: at most 254 hosts are to be had of one machine"),
+        ({"instance_count": 10**5000}, "instance_count: at most 254 hosts are to be had of one machine"),
+        (
+            {"inputs": ["s3://b/x", Path("data")]},
+            "inputs ['s3://b/x', PosixPath('data')]: a dict from the names of channels to their data belongs here; "
+            "did you mean {'train': 's3://b/x', 'test': 'data'}?",
+        ),
+        ({"inputs": []}, "inputs []: a dict from the names of channels to their data belongs here: {'train': 's3://"),
+        ({"environment": 0}, "environment: is of type int, and a dict with texts for names belongs here"),
+        ({"hyperparameters": []}, "hyperparameters: is of type list, and an instance of a settings class, or a dict,"),
+        ({"tags": ()}, "tags: is of type tuple, and a dict with texts for names belongs here"),
+        ({"request": ENDLESS}, "request: contains itself, or is nested more than 50 deep"),
+        (
+            {"source_dir": "s3://b/x"},
+            "source_dir 's3://b/x': a path on this machine belongs here; 'aws s3 sync' copies",
+        ),
+        (
+            {"model_dir": "s3://b/x"},
+            "model_dir: the estimator's word; launch's is nothing: the script writes its model",
+        ),
+        ({"rules": []}, "rules: the estimator's word; launch's is request={'DebugRuleConfigurations': [...]"),
         ({"output_dir": "."}, "holds the script, so that each job would hold all former ones"),
         ({"output_dir": "train.py"}, "train.py': not a folder"),
         ({"output_dir": "..", "name": "here"}, "holds a job of that name"),
@@ -204,7 +230,7 @@ WRONG_TYPES: dict[str, tuple[object, str]] = {
     "source_dir": (None, "source_dir None: a path belongs here"),
     "instance_count": ("2", "instance_count '2': is of type str, and a whole number belongs here"),
     "processes_per_host": (1.5, "processes_per_host 1.5: is of type float, and a whole number belongs here"),
-    "inputs": (["data"], "inputs ['data']: not a mapping from the names of channels"),
+    "inputs": (["data"], "inputs ['data']: a dict from the names of channels to their data belongs here; did you"),
     "hyperparameters": ("epochs=1", "hyperparameters: is of type str, and an instance of a settings class, or a dict,"),
     "environment": (["A=1"], "environment: is of type list, and a dict with texts for names belongs here"),
     "name": (3, "name 3: is of type int, and a text belongs here"),

@@ -321,6 +321,17 @@ def test_nine_mistakes_are_nine_findings() -> None:
             {"request": {"StoppingCondition": {"MaxRuntimeInSeconds": 2_419_201}}},
             "request StoppingCondition.MaxRuntimeInSeconds 2419201: at most 2,419,200 (28 days)",
         ),
+        (
+            {"request": {"TrainingJobName": "x"}},
+            "request TrainingJobName: give name='x', which its results and checkpoints are named by, too",
+        ),
+        ({"tags": {"AWS:x": "1"}}, "tag 'AWS:x': names that start with aws: belong to AWS"),
+        (
+            {"request": {"Tags": [{"Key": "aws:x", "Value": "1"}]}},
+            "request Tags[0].Key 'aws:x': names that start with aws: belong to AWS",
+        ),
+        ({"tags": {"a": "\ud83d"}}, "tag 'a' '?': holds half a character (a surrogate), which nothing can send"),
+        ({"instance_count": 10**6}, "instance_count 1000000: no account may have so many; at most 10,000"),
         ({"request": {"RoelArn": "x"}}, "request RoelArn: there is no such field; did you mean 'RoleArn'?"),
         ({"role": "SageMaker"}, "role 'SageMaker': 9 characters, and at least 20 are needed"),
         (

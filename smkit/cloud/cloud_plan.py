@@ -84,7 +84,10 @@ class _Findings:
         try:
             return step()
         except ConfigurationError as error:
-            self.problems.append(f"{subject}: {error.what}; {error.fix}")
+            text = f": {error.what}; {error.fix}"
+            # What keeps two steps from going on, such as missing credentials, is one problem.
+            if not any(problem.endswith(text) for problem in self.problems):
+                self.problems.append(subject + text)
             return None
 
 

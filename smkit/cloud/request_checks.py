@@ -21,6 +21,8 @@ from smkit.launch_arguments import LaunchArguments
 
 _MAX_RETRIES = 30
 """API: RetryStrategy."""
+_MAX_HOSTS = 10_000
+"""The API names no limit; its largest cluster (ClusterInstanceCount, of HyperPod) has 6,758."""
 _MAX_KEEP_ALIVE_MINUTES = 360
 """API: KeepAlivePeriodInSeconds, 21,600; the user guide still says one hour."""
 
@@ -55,6 +57,7 @@ def request_problems(
         *_process_problems(arguments, types, has_setup_py=has_setup_py),
         *_isolation_problems(request, arguments, has_requirements=has_requirements),
         *_hyperparameter_problems(request, arguments),
+        *_name_problems(request, arguments),
         *_secret_problems(request, arguments),
     ]
 
@@ -156,7 +159,7 @@ def _is_said_elsewhere(finding: Finding, arguments: LaunchArguments) -> bool:
         or (path == ("ResourceConfig", "InstanceCount") and rule == "range")
         or (path == ("RoleArn",) and rule == "required")
         or (path[0] == "TrainingJobName" and rule in ("size", "pattern"))
-        or (path[0] == "Environment" and rule in ("type", "pattern"))
+        or (path[0] == "Environment" and rule in ("type", "text", "pattern"))
     )
 
 
@@ -206,6 +209,9 @@ def _capacity_problems(request: Mapping[str, Any], arguments: LaunchArguments) -
         # User guide, "Train Using SageMaker Managed Warm Pools": no spot instances.
         if resources.get("KeepAlivePeriodInSeconds"):
             yield "spot True: SageMaker keeps no spot instance warm; leave keep_alive_minutes out"
+    hosts = arguments.instance_count
+    if type(hosts) is int and hosts > _MAX_HOSTS:
+        yield f"instance_count {shown(hosts)}: no account may have so many; at most {_MAX_HOSTS:,}"
     types = [str(name) for name in arguments.instance_types]
     yield from (f"instance_type '{name}': is there twice" for name in sorted(set(types)) if types.count(name) > 1)
     kinds = [kind for kind in ("InstanceType", "InstancePreferences", "InstanceGroups") if kind in resources]
@@ -280,6 +286,21 @@ def _hyperparameter_problems(request: Mapping[str, Any], arguments: LaunchArgume
             f"hyperparameters: {size:,} bytes with the platform's own, and the toolkit can hand on "
             f"{contract.MAX_HYPERPARAMETERS_BYTES:,}; put the large ones into a file in a channel"
         )
+
+
+def _name_problems(request: Mapping[str, Any], arguments: LaunchArguments) -> Iterator[str]:
+    """Say which names are not the user's to give, or not there."""
+    if "TrainingJobName" in arguments.request:
+        name = arguments.request["TrainingJobName"]
+        yield f"request TrainingJobName: give name={shown(name)}, which its results and checkpoints are named by, too"
+    tags = request.get("Tags")
+    for position, tag in enumerate(tags if isinstance(tags, (list, tuple)) else ()):
+        key = tag.get("Key") if isinstance(tag, Mapping) else None
+        # API: Tag; in upper case as well.
+        if isinstance(key, str) and key.lower().startswith("aws:"):
+            is_written = _is_written(("Tags", position, "Key"), arguments.request)
+            subject = f"request Tags[{position}].Key" if is_written else "tag"
+            yield f"{subject} {shown(key)}: names that start with aws: belong to AWS"
 
 
 def _secret_problems(request: Mapping[str, Any], arguments: LaunchArguments) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Part = str | int
-Rule = Literal["unknown", "required", "type", "size", "range", "choice", "pattern"]
+Rule = Literal["unknown", "required", "type", "size", "range", "choice", "text", "pattern"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,11 @@ def _number(shape: Any, value: float, path: tuple[Part, ...]) -> Iterator[Findin
 def _text(shape: Any, value: str, path: tuple[Part, ...]) -> Iterator[Finding]:
     size = list(_size(shape, len(value), "characters", path, _visible(path, value)))
     yield from size
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        yield Finding(
+            path, _visible(path, value), "holds half a character (a surrogate), which nothing can send", "text"
+        )
+        return
     choices = list(getattr(shape, "enum", ()))
     if choices and value not in choices:
         listed = ", ".join(f"'{choice}'" for choice in choices) if len(choices) <= 8 else f"{len(choices)}"
