@@ -67,7 +67,7 @@ class GivenInput:
         return self.matches or ((self.root,) if self.root else ())
 
 
-def read_inputs(inputs: Mapping[Any, object]) -> tuple[tuple[GivenInput, ...], list[str]]:
+def read_inputs(inputs: Mapping[Any, Any]) -> tuple[tuple[GivenInput, ...], list[str]]:
     """Return the channels that can be understood, and the problems of all the others.
 
     Args:

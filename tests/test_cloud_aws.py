@@ -207,7 +207,7 @@ def test_prices_are_not_waited_for(
 
 def test_an_endpoint_that_is_no_url_is_said(sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
-    with pytest.raises(ConfigurationError, match="no client of sts: Invalid endpoint: not a url\n.*AWS_ENDPOINT_URL"):
+    with pytest.raises(ConfigurationError, match=r"no client of sts: Invalid endpoint: not a url\n.*AWS_ENDPOINT_URL"):
         _ = connect().account
 
 

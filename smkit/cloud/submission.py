@@ -139,11 +139,11 @@ class Submission:
         return next((tag for tag in self.request.get("Tags") or () if tag["Key"] == LAUNCH_TAG), None)
 
     def _is_tagged(self, found: Mapping[str, Any]) -> bool:
-        tags: list[Any] = self.storage.clients.sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
-        return self._tag in tags
+        return self._tag in self.storage.clients.sagemaker.list_tags(ResourceArn=found["TrainingJobArn"])["Tags"]
 
     def _is_alike(self, found: Mapping[str, Any], error: ConfigurationError) -> bool:
         """Whether a job without tags is this launch's: a reply was lost, and it runs this code with these settings."""
         response = getattr(error.__cause__, "response", None) or {}
-        has_repeated = is_passing(error) or response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
-        return has_repeated and found.get("HyperParameters", {}) == self.request.get("HyperParameters", {})
+        attempts: int = response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+        settings: Mapping[str, str] = found.get("HyperParameters", {})
+        return (is_passing(error) or attempts > 0) and settings == self.request.get("HyperParameters", {})
