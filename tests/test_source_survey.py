@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import tempfile
@@ -301,6 +302,8 @@ def test_a_python_package_in_the_root_is_told(project: Path) -> None:
 LETTERS = "aB3dE5gH7jK9mN1pQrS2tUvW4xYz6AbC8eFgHiJ0kLmNoP"
 HEX = "0123456789abcdef9876543210fedcba01a2b3c4"
 PEM = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"
+SERVICE = base64.urlsafe_b64encode(b'{"iss":"supabase","role":"service_role"}').decode().strip("=")
+ANYBODY = base64.urlsafe_b64encode(b'{"iss":"supabase","role":"anon"}').decode().strip("=")
 CONTENTS = {
     "AWS access key": "AKIA" + "Q3ZX7JKLMNBV2WER",
     "AWS secret access key": 'aws_secret_access_key = "' + LETTERS[:39] + '/"',
@@ -326,6 +329,8 @@ CONTENTS = {
     "Azure": "AccountKey" + "=" + (LETTERS * 2)[:86] + "==",
     "index": "--index-url https://bob" + ":" + LETTERS[:20] + "@pypi.example.org/simple",
     "requirement": "git+https://x-access-token" + ":" + LETTERS[:20] + "@git.example.org/team/code.git",
+    "token.json": '"refresh' + '_token": "1//0' + LETTERS + '"',
+    "Supabase": "eyJ" + "hbGciOiJIUzI1NiJ9." + SERVICE + "." + LETTERS[:43],
     "database": "postgresql+psycopg://" + ":" + LETTERS[:12] + "@10.0.0.1/db",
 }
 NAMED = [".env", "prod.env", "a/.env.production", ".aws/credentials", ".ssh/id_rsa", "deploy/key.pem", ".netrc"]
@@ -342,6 +347,21 @@ def test_a_secret_is_found_by_its_form_and_never_shown(project: Path, kind: str,
     assert " in line 3" in problem
     assert problem.endswith("name it in .smkitignore, or let it travel with allow_secrets=['sub/notes.txt']")
     assert not any(secret in problem for secret in (LETTERS[:8], HEX[:8], PEM[:8], "Q3ZX7JKL"))
+
+
+@pytest.mark.parametrize("name", [".streamlit/secrets.toml", "secrets.yaml", "conf/Secrets.yml", "secrets.json"])
+def test_a_file_of_secrets_is_found_by_its_name(project: Path, name: str) -> None:
+    write(project, {name: "x"})
+    (problem,) = survey(project, entry="train.py").problems
+    assert problem.startswith(f"source_dir: '{name}' looks like a file of secrets; ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_secret_is_found_in_texts_of_windows(project: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    write(project, {"notes.txt": (mark + "\n" + CONTENTS["AWS access key"]).encode(encoding) + b"\n"})
+    (problem,) = survey(project, entry="train.py").problems
+    assert problem.startswith("source_dir: 'notes.txt' holds an AWS access key in line 2")
 
 
 def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(project: Path) -> None:
@@ -390,6 +410,8 @@ def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(proj
         ("a.txt", f"commit {HEX}\nsk-learn-is-not-a-key-of-anybody\nTASK-ASIA-PACIFIC"),
         ("a.bin", b"\0" * 10 + b"AKIA" + b"Q3ZX7JKLMNBV2WER"),
         ("credentials.py", "import os\n"),
+        ("secrets.py", "data = {'grant_type': 'refresh_token', 'refresh_token': 'your-refresh-token-which-is-secret'}"),
+        ("page.js", "eyJ" + "hbGciOiJIUzI1NiJ9." + ANYBODY + "." + LETTERS[:43]),
     ],
 )
 def test_examples_placeholders_and_public_keys_are_no_secrets(project: Path, path: str, content: str | bytes) -> None:

@@ -7,6 +7,9 @@ This room knows names and bytes; it opens no file.
 
 from __future__ import annotations
 
+import base64
+import codecs
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ _NAMES = {
     _PRIVATE_KEY: ("*.pem", "*.key", "*.ppk", "*.p8", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"),
     "a key store": ("*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.kdb"),
     "a file of passwords": (".netrc", "_netrc", ".pgpass", ".htpasswd", ".git-credentials", "*.secret", "*.secrets"),
+    "a file of secrets": ("secrets.toml", "secrets.yaml", "secrets.yml", "secrets.json"),
     "a file of registry credentials": (".pypirc", ".dockercfg", ".dockerconfigjson"),
     "a file of cloud credentials": (
         *("credentials", "credentials.json", "application_default_credentials.json", "client_secret*.json"),
@@ -63,6 +67,15 @@ def _is_no_example(secret: bytes) -> bool:
 def _is_varied(secret: bytes) -> bool:
     """Tell a token from a placeholder such as `hf_xxxxxxxx` or `ghp_0000000000`."""
     return len(set(secret[-20:])) > 6
+
+
+def _is_for_a_service(token: bytes) -> bool:
+    """Tell a token of a service, which holds for years, from those that examples, tests and web pages are full of."""
+    payload = token.split(b".")[1]
+    with contextlib.suppress(ValueError):
+        claims = base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4))
+        return _is_varied(token) and re.search(rb"service_role|kubernetes[./]+serviceaccount", claims) is not None
+    return False
 
 
 def _is_no_word(secret: bytes) -> bool:
@@ -132,6 +145,18 @@ _KINDS = (
         r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'`{}<>$%]{0,100}:([^\s/:@\"'`{}<>$%\[\]()]{8,200})@[A-Za-z0-9]",
         _is_no_word,
     ),
+    _kind(
+        "a token that renews itself",
+        "refresh_token",
+        r"\\?[\"']refresh_token\\?[\"']\s*:\s*\\?[\"']([A-Za-z0-9_./+-]{30,})\\?[\"']",
+        _is_mixed,
+    ),
+    _kind(
+        "a token of a service",
+        "eyJ",
+        _START + r"(eyJ[A-Za-z0-9_-]{16,}\.eyJ[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{20,})",
+        _is_for_a_service,
+    ),
     _kind("an Azure storage key", "AccountKey=", r"AccountKey=([A-Za-z0-9+/]{86}==)"),
 )
 
@@ -164,6 +189,8 @@ def by_name(path: str) -> Finding | None:
 
 def in_content(content: bytes) -> Iterator[Finding]:
     """Yield the first secret of each kind in a text; a file of bytes that are no text has none that is looked for."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", errors="replace").encode("utf-8", errors="replace")
     if b"\0" in content[:8192]:
         return
     for kind in _KINDS:
