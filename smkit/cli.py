@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -29,15 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         status = _run(words)
-        sys.stdout.flush()
+        screens.flush()
     except SmkitError as error:
         report.say(_error_text(error))
         return error.exit_status
     except KeyboardInterrupt:
         return INTERRUPTED_EXIT_STATUS
     except BrokenPipeError:
-        # Python flushes standard output once more at its end, which would fail again, and say so.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        screens.forget_output()
         return _PIPE_CLOSED_EXIT_STATUS
     return status
 
@@ -58,7 +56,10 @@ def _run(words: Sequence[str]) -> int:
         from smkit.commands import launching
 
         return launching.run(words[1:])
-    arguments = parser.parse_args(words)
+    try:
+        arguments = parser.parse_args(words)
+    except SystemExit:  # The help or the version has been shown; complaints are errors of smkit.
+        return 0
     command: Callable[[argparse.Namespace], int] = arguments.command
     return command(arguments)
 

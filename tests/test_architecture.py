@@ -215,7 +215,7 @@ ALLOWED = {
     },
     # the command line
     "commands": set(),
-    "commands.screens": {"report"},
+    "commands.screens": {"errors", "report"},
     "commands.script_command_line": {"sources"},
     "commands.launch_options": {"commands.script_command_line", "sources"},
     "commands.account": {"cloud.doctor", "cloud.images", "commands.screens"},

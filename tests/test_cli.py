@@ -182,6 +182,14 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert (run.returncode, run.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("word", ["images", "--version"])
+def test_a_full_disk_is_one_error(word: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run([*SMKIT, word], stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("smkit: standard output cannot be written: No space left on device\n  where: ")
+
+
 # --- jobs on this machine ---------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ words of DescribeTrainingJob, so that this room need not know where the job runs
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -124,7 +123,7 @@ def show_logs(arguments: argparse.Namespace) -> int:
     for line in lines:
         screens.write(line)
         # Who follows a log through a pipe wants each line when it is there.
-        sys.stdout.flush()
+        screens.flush()
     return 0
 
 

@@ -5,17 +5,20 @@ Colours are for a terminal; `NO_COLOR` switches them off and `FORCE_COLOR` on. T
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
 from smkit import report
+from smkit.errors import ConfigurationError
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "bold": "1", "dim": "2"}
 _COLOUR_OF_WORD = {
@@ -44,7 +47,37 @@ def width() -> int:
 
 def write(text: str) -> None:
     """Write a text to standard output."""
-    sys.stdout.write(text + "\n")
+    with _standard_output():
+        sys.stdout.write(text + "\n")
+
+
+def flush() -> None:
+    """Hand on what has been written to standard output."""
+    with _standard_output():
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Say what standard output refuses; whose reader has gone is no error, and passes.
+
+    Raises:
+        ConfigurationError: It takes no more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_output()
+        raise ConfigurationError(
+            f"standard output cannot be written: {error.strerror}", where="standard output", fix="write it elsewhere"
+        ) from error
+
+
+def forget_output() -> None:
+    """Drop what has not been written yet: Python would try once more at its end, fail again, and say so."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_json(document: object) -> None:
