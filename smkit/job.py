@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from urllib.request import url2pathname
 from smkit.artifacts import Artifact, Remains, gather
 from smkit.errors import ConfigurationError, JobError
 from smkit.job_cost import Cost, Price, cost
-from smkit.log_view import LogLine, Paint, collapse_bars, last_traceback
+from smkit.log_view import LogLine, Paint, collapse_bars, last_lines, last_traceback
 from smkit.metric_rows import JobMetrics, final_metrics, read_metrics
 from smkit.report import say
 from smkit.watching import OutOfReach, StatusNews, Watch, has_ended
@@ -30,6 +31,9 @@ from smkit.watching import OutOfReach, StatusNews, Watch, has_ended
 JobStatus = Literal["InProgress", "Completed", "Failed", "Stopping", "Stopped"]
 """The API's words (DescribeTrainingJob: TrainingJobStatus)."""
 
+_EXIT_CODE = re.compile(r"\bExitCode -?\d")
+"""In a reason that the toolkit gives; scripts that say why they failed give their own."""
+_KILLED = re.compile(r"(?i)\bexit_?code *:? *-9\b|\bSIGKILL\b")
 _LOOKS_AT_A_LOG = 10
 """How often a log that keeps growing is read on, for somebody who does not want to follow it."""
 
@@ -143,7 +147,7 @@ class Job:
         Raises:
             JobError: The job failed or was stopped, or is still running after `timeout_seconds`.
         """
-        deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+        deadline = math.inf if timeout_seconds is None else time.monotonic() + _seconds(timeout_seconds)
         watch, news = self._watch(), StatusNews(self.name)
         paint = Paint()
         if show_logs:
@@ -198,6 +202,7 @@ class Job:
         Raises:
             JobError: The job has not completed, or a file would overwrite one that differs; then nothing is copied.
         """
+        _require_path(directory)
         if what not in get_args(Artifact):
             raise ConfigurationError(
                 f"a job leaves no {what!r}", where="what of download", fix=f"one of {', '.join(get_args(Artifact))}"
@@ -268,23 +273,31 @@ class Job:
     def _failure(self, description: Mapping[str, Any]) -> JobError:
         """Return the error of a failed job: the traceback of its script if there is one, and what the service says."""
         reason = description.get("FailureReason") or ""
-        traceback = self._last_traceback(self.service.settle_seconds(description))
+        traceback, words = self._last_words(self.service.settle_seconds(description))
         what = f"failed: {reason}"
         if traceback:
             cause = traceback[-1].strip()
             what = "\n".join([f"failed: {cause}", *traceback])
             if not _says(reason, cause):
                 what += f"\nFailureReason: {reason}"
+        elif _EXIT_CODE.search(reason):
+            # The toolkit has seen no more than how the script ended; what it said stands in the log alone.
+            killed = ["killed: perhaps it was out of memory"] if _KILLED.search("\n".join([reason, *words])) else []
+            said = last_lines(words)
+            what = "\n".join([what, *killed, *(["the end of its log:", *said] if said else [])])
         return self._error(indent(what, "    ").lstrip(), fix="mend what the log says and launch again")
 
-    def _last_traceback(self, settle_seconds: float) -> Sequence[str]:
+    def _last_words(self, settle_seconds: float) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the script's last traceback, if there is one, and the end of the log."""
         deadline = time.monotonic() + settle_seconds
+        words: Sequence[str] = ()
         while True:
             with contextlib.suppress(OutOfReach):
-                if traceback := last_traceback(self.service.last_words(self.name)):
-                    return traceback
+                words = self.service.last_words(self.name)
+                if traceback := last_traceback(words):
+                    return traceback, words
             if time.monotonic() >= deadline:
-                return ()
+                return (), words
             time.sleep(settle_seconds / 4)
 
     def _error(self, what: str, *, fix: str) -> JobError:
@@ -293,6 +306,22 @@ class Job:
     @property
     def _log_location(self) -> str:
         return self.service.log_location(self.name)
+
+
+# What a type checker would have seen, for those who use none.
+
+
+def _seconds(given: object) -> float:
+    if isinstance(given, (int, float)) and not isinstance(given, bool) and not math.isnan(given):
+        return given
+    raise ConfigurationError(
+        f"{given!r} is no length of time", where="timeout_seconds of wait", fix="give seconds as a number, or None"
+    )
+
+
+def _require_path(given: object) -> None:
+    if not isinstance(given, (str, os.PathLike)):
+        raise ConfigurationError(f"{given!r} is no path", where="directory of download", fix="give a folder's path")
 
 
 def _what_is_there(source: Iterator[LogLine | None]) -> Iterator[LogLine]:

@@ -29,6 +29,11 @@ _NOT_THE_SCRIPTS = re.compile(r"\b(ChildFailedError|CalledProcessError|ExecuteUs
 _CHAIN = ("The above exception was the direct cause", "During handling of the above exception")
 _EXCEPTION = re.compile(r"([\w.]+\.)?[A-Z]\w*(:|$)")
 _TRACEBACK_LINES = 30
+_LAST_LINES = 10
+_SCRIPT_BEGINS = "Invoking script with the following command:"
+_TOOLKITS_OWN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} sagemaker[\w-]* +[A-Z]+ ")
+_TOOLKITS_VIEW = re.compile(r"ExecuteUserScriptError:|Reporting training FAILURE")
+"""From here on the toolkit says what it thinks of the script, in lines that look like anybody's."""
 _LINES_AFTER = 100
 """A traceback that was followed by more lines than this was not what ended the script."""
 
@@ -155,6 +160,20 @@ def last_traceback(texts: Sequence[str]) -> list[str]:
         kept = _TRACEBACK_LINES // 2
         lines = [*lines[: kept - 1], f"  ... {len(lines) - 2 * kept + 1} lines ...", *lines[-kept:]]
     return lines
+
+
+def last_lines(texts: Sequence[str]) -> list[str]:
+    """Return the last ten lines that a script has written, without what the toolkit says before, between and after."""
+    lines = [line for text in texts for line in text.split("\n") if line.strip()]
+    # The line after these words is the command.
+    begin = max((number + 2 for number, line in enumerate(lines) if _SCRIPT_BEGINS in line), default=0)
+    own: list[str] = []
+    for line in lines[begin:]:
+        if _TOOLKITS_VIEW.search(line):
+            break
+        if not _TOOLKITS_OWN.match(line):
+            own.append(_last_state(line).rstrip() if "\r" in line else line.rstrip())
+    return own[-_LAST_LINES:]
 
 
 def _cause_of(texts: Sequence[str], start: int) -> tuple[int, str] | None:

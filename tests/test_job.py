@@ -30,7 +30,7 @@ from smkit.artifacts import Artifact, Remains, unpack
 from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
 from smkit.job_cost import Price
-from smkit.log_view import LogLine, collapse_bars, last_traceback
+from smkit.log_view import LogLine, collapse_bars, last_lines, last_traceback
 from smkit.metric_rows import JobMetrics, read_metrics
 from smkit.watching import OutOfReach
 
@@ -261,6 +261,47 @@ def test_a_reason_that_holds_the_exception_is_not_given_twice() -> None:
     with pytest.raises(JobError) as caught:
         Job("job", service).wait(show_logs=False)
     assert "FailureReason" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "said"), [("1", ""), ("-9", "    killed: perhaps it was out of memory\n")])
+def test_without_a_traceback_a_failure_shows_what_the_script_said_last(code: str, said: str) -> None:
+    log = [
+        *(
+            "SM_MODULE_NAME=train",
+            "",
+            "Invoking script with the following command:",
+            "",
+            "/usr/bin/python3 train.py",
+            "",
+        ),
+        *(f"epoch {number}" for number in range(20)),
+        "cannot go on: no column 'label'",
+        "2026-11-25 23:29:13,608 sagemaker-training-toolkit INFO     Waiting for the process to finish",
+        f"2026-11-25 23:29:13,609 sagemaker-training-toolkit ERROR    ExecuteUserScriptError:\nExitCode {code}",
+        'ErrorMessage ""',
+    ]
+    reason = f'AlgorithmError: ExecuteUserScriptError:\nExitCode {code}\nErrorMessage ""'
+    with pytest.raises(JobError) as caught:
+        Job("job", Service([], [failed(reason)], words=log)).wait(show_logs=False)
+    assert caught.value.what == (
+        "job 'job' failed: AlgorithmError: ExecuteUserScriptError:\n"
+        f"    ExitCode {code}\n"
+        '    ErrorMessage ""\n'
+        f"{said}"
+        "    the end of its log:\n"
+        + "".join(f"    epoch {number}\n" for number in range(11, 20))
+        + "    cannot go on: no column 'label'"
+    )
+    assert last_lines(log[:6]) == last_lines([]) == []
+
+
+def test_arguments_of_a_wrong_type_are_said(tmp_path: Path) -> None:
+    job = Job("job", Service())
+    for seconds in ("3", float("nan"), True):
+        with pytest.raises(ConfigurationError, match="is no length of time"):
+            job.wait(timeout_seconds=seconds)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="None is no path"):
+        job.download(None)  # type: ignore[arg-type]
 
 
 TOOLKIT_LOG = """\

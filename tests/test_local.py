@@ -280,6 +280,7 @@ def test_an_unknown_job_is_said_with_the_nearest_name(finished: tuple[Job, dict[
 FAILING_SCRIPTS = {
     "raises": ("raise ValueError('no column label')", r"ExecuteUserScriptError:\nExitCode 1\n[^$]*no column label"),
     "is killed": ("import os; os.kill(os.getpid(), 9)", r"ExecuteUserScriptError:\nExitCode -9\n"),
+    "ends with a text": ("import sys; sys.exit('no column label')", r"ExecuteUserScriptError:\nExitCode 1\n"),
     "explains itself": (
         "import os, pathlib; pathlib.Path(os.environ['SM_OUTPUT_DIR'], 'failure').write_text('é' * 2000); exit(3)",
         "^é{1024}$",
@@ -321,6 +322,8 @@ def test_the_reason_is_the_best_there_is_of_a_script_that(case: str, failed: dic
     assert job.status == "Failed"
     assert re.search(FAILING_SCRIPTS[case][1], job.failure_reason or "")
     assert caught.value.where == str(job.service.model_dirs(job.name)[0].parent / "log.txt")
+    said = {"ends with a text": "\n    the end of its log:\n    no column label", "is killed": "out of memory"}
+    assert said.get(case, "") in caught.value.what
 
 
 def test_a_failed_job_has_no_model(failed: dict[str, Job], tmp_path: Path) -> None:
