@@ -21,8 +21,9 @@ from smkit.inputs import GivenInput, local_files
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, absolute, refuse
 from smkit.local import LocalJobs, LocalRun
-from smkit.plan import Plan, amount, count
+from smkit.plan import Plan
 from smkit.preparation import Preparation, prepare
+from smkit.report import amount, count
 
 _logger = logging.getLogger(__name__)
 

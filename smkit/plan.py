@@ -40,17 +40,3 @@ class Plan:
         lines = [table([("", "value", "from"), *self.rows], title=f"job {self.name}")]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
-
-
-def amount(count: float) -> str:
-    """Return a number of bytes as a person reads it."""
-    units = ["bytes", "KB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        del units[0]
-    return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number of things as a person reads it."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -109,3 +109,17 @@ def settings_rows(settings: object, origins: Mapping[str, str]) -> list[tuple[st
         value = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), settings)
         rows.append((name, str(getattr(value, "value", value)), origin))
     return rows
+
+
+def amount(size: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        del units[0]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things as a person reads it."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

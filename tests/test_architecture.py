@@ -189,14 +189,15 @@ ALLOWED = {
         *("cloud.storage", "errors", "job_cost", "log_view", "watching"),
     },
     "cloud.submission": {
-        *("cloud.aws_errors", "cloud.jobs", "cloud.storage", "cloud.uploads", "errors", "job", "report"),
+        *("cloud.aws_errors", "cloud.jobs", "cloud.storage", "cloud.transfer_line", "cloud.uploads", "errors", "job"),
+        *("report",),
         *("source.archive", "source.survey"),
     },
     "cloud.cloud_plan": {
         *("cloud.aws", "cloud.connection", "cloud.images", "cloud.instances", "cloud.prices", "cloud.request"),
         *("cloud.request_checks", "cloud.role", "cloud.service_model", "cloud.storage", "cloud.submission"),
-        *("cloud.uploads", "errors", "inputs", "launch_arguments", "plan", "preparation", "s3_uris"),
-        *("source.archive", "source.vendor", "supervisor"),
+        *("cloud.uploads", "errors", "inputs", "launch_arguments", "plan", "preparation", "report"),
+        *("s3_uris", "source.archive", "source.vendor", "supervisor"),
     },
     "cloud.doctor": {
         *("cloud.aws", "cloud.aws_errors", "cloud.images", "cloud.role", "cloud.service_model", "cloud.storage"),
@@ -205,7 +206,7 @@ ALLOWED = {
     # jobs on this machine
     "hosts": {"contract"},
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
-    "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation"},
+    "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
     # the doors
     "estimator_words": set(),
     "argument_types": {"launch_arguments"},
@@ -220,7 +221,7 @@ ALLOWED = {
     "commands.launch_options": {"commands.script_command_line", "sources"},
     "commands.account": {"cloud.doctor", "cloud.images", "commands.screens"},
     "commands.jobs": {
-        *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "plan", "report"),
+        *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "report"),
     },
     "commands.launching": {
         *("commands.jobs", "commands.launch_options", "commands.screens", "commands.script_command_line", "errors"),

@@ -162,7 +162,7 @@ def test_a_dry_run_has_no_effect_and_its_plan_can_be_started(sagemaker: SageMake
     assert files["train.py"] == len("import json")
     shown = str(plan)
     assert re.search(r"instances +1 x ml\.m5\.large, one process +instance_type", shown)
-    assert re.search(r"input train +s3://smkit-tests/smkit/data/\w+/ +File, 1 file, 3 bytes, uploaded once", shown)
+    assert re.search(r"input train +s3://smkit-tests/smkit/data/\w+/ +File, 1 file, 3 B, uploaded once", shown)
     job = plan.start()
     assert job.describe()["HyperParameters"] == request["HyperParameters"]
     assert len(sagemaker.objects("smkit/data/")) == 1

@@ -33,8 +33,9 @@ from smkit.cloud.uploads import LocalData, address
 from smkit.errors import ConfigurationError
 from smkit.inputs import local_files
 from smkit.launch_arguments import LaunchArguments, refuse
-from smkit.plan import Plan, amount, count
+from smkit.plan import Plan
 from smkit.preparation import Preparation, prepare
+from smkit.report import amount, count
 from smkit.s3_uris import is_bucket_name
 from smkit.source.archive import content_hash
 from smkit.source.vendor import vendored

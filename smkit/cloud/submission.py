@@ -6,6 +6,7 @@ about the job.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 from smkit.cloud.aws_errors import aws_errors, error_code, is_passing
 from smkit.cloud.jobs import SageMakerJobs
-from smkit.cloud.storage import Storage
+from smkit.cloud.storage import Storage, Upload
+from smkit.cloud.transfer_line import TransferLine
 from smkit.cloud.uploads import LocalData, upload
 from smkit.errors import ConfigurationError
 from smkit.job import Job
 from smkit.report import say
-from smkit.source.archive import pack
+from smkit.source.archive import Archive, pack
 from smkit.source.survey import Source
 
 LAUNCH_TAG = "smkit:launch"
@@ -74,10 +76,20 @@ class Submission:
             self._require_own_account()
             self.storage.ensure_bucket()
             with pack(self.source, self.vendored) as archive:
-                self.storage.put(self.source_key, archive.path.read_bytes(), ContentType="application/gzip")
+                self._upload_source(archive)
         for data in self.data:
             upload(data, self.storage)
         self.storage.put(self.record_key, self.record.encode(), ContentType="application/json")
+
+    def _upload_source(self, archive: Archive) -> None:
+        with archive.open() as file:
+            sha256 = hashlib.sha256(file.read()).hexdigest()
+        line = TransferLine("uploading the source", archive.size)
+        try:
+            item = Upload(self.source_key, archive.path, archive.size, sha256, verify=lambda: None)
+            self.storage.upload([item], advance=line.advance)
+        finally:
+            line.end()
 
     def _require_own_account(self) -> None:
         """Refuse the role of another account before anything goes to that account's bucket."""

@@ -13,7 +13,7 @@ import threading
 import time
 
 from smkit.progress import duration
-from smkit.report import say
+from smkit.report import amount, say
 
 _SILENT_SECONDS = 1.0
 _REDRAW_SECONDS = 0.1
@@ -63,8 +63,8 @@ class TransferLine:
     def _text(self, now: float) -> str:
         rate = self._done / max(now - self._start, 1e-9)
         left = duration((self._total - self._done) / rate) if rate > 0 else "-"
-        share = f"{_bytes(self._done)} of {_bytes(self._total)}"
-        return f"{self._doing}: {share} · {_bytes(rate)}/s · {left} left"
+        share = f"{amount(self._done)} of {amount(self._total)}"
+        return f"{self._doing}: {share} · {amount(rate)}/s · {left} left"
 
     def _write(self, text: str) -> None:
         try:
@@ -73,11 +73,3 @@ class TransferLine:
         except (OSError, ValueError):
             # The terminal has gone away; the transfer goes on without it.
             self._due = math.inf
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -17,7 +17,6 @@ from smkit.commands import screens
 from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
 from smkit.local import LocalJobs
-from smkit.plan import amount
 
 
 def show_jobs(arguments: argparse.Namespace) -> int:
@@ -185,7 +184,7 @@ def download(arguments: argparse.Namespace) -> int:
         listed = [{"path": str(path.relative_to(folder)), "size": path.stat().st_size} for path in files]
         screens.write_json({"name": arguments.name, "folder": folder, "files": listed})
         return 0
-    rows: Sequence[tuple[str, str]] = [(str(path.relative_to(folder)), amount(path.stat().st_size)) for path in files]
+    rows: Sequence[tuple[str, str]] = [(str(path.relative_to(folder)), report.amount(path.stat().st_size)) for path in files]
     screens.write(screens.table(("file", "size"), rows))
     report.say(f"{arguments.what} of job '{arguments.name}' is in {folder}")
     return 0
