@@ -184,7 +184,7 @@ def download(arguments: argparse.Namespace) -> int:
         listed = [{"path": str(path.relative_to(folder)), "size": path.stat().st_size} for path in files]
         screens.write_json({"name": arguments.name, "folder": folder, "files": listed})
         return 0
-    rows: Sequence[tuple[str, str]] = [(str(path.relative_to(folder)), report.amount(path.stat().st_size)) for path in files]
+    rows = [(str(path.relative_to(folder)), report.amount(path.stat().st_size)) for path in files]
     screens.write(screens.table(("file", "size"), rows))
     report.say(f"{arguments.what} of job '{arguments.name}' is in {folder}")
     return 0
