@@ -7,7 +7,7 @@ words of DescribeTrainingJob, so that this room need not know where the job runs
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
