@@ -5,12 +5,17 @@ import importlib.util
 import os
 import re
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell that starts this in the background has Ctrl-C ignored, and all that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from patience import patient_with
 from sagemaker.fixture import SageMaker
 
 import smkit
@@ -303,7 +304,10 @@ def test_an_interrupted_spot_job_ends_with_the_weights_of_an_undisturbed_one(
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(sagemaker: SageMaker, launch: Launch) -> None:
     job = launch("import time; print('ready', flush=True); time.sleep(2)")
     command = [sys.executable, "-m", "smkit", "attach", job.name]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as waiting:
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as waiting,
+        patient_with(waiting),
+    ):
         assert waiting.stderr is not None
         assert any(line == "ready\n" for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)

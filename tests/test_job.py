@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import patient_with
 
 from smkit import contract
 from smkit.artifacts import Artifact, Remains, unpack
@@ -206,7 +207,10 @@ WAIT_FOR_EVER = """
 
 def test_ctrl_c_leaves_a_job_alone_and_says_how_to_come_back(unmeasured: None) -> None:
     program = textwrap.dedent(WAIT_FOR_EVER.format(tests=str(Path(__file__).parent)))
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as waiting:
+    with (
+        subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as waiting,
+        patient_with(waiting),
+    ):
         assert waiting.stderr is not None
         assert any(line == "ready\n" for line in waiting.stderr)
         waiting.send_signal(signal.SIGINT)

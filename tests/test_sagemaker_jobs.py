@@ -88,7 +88,7 @@ def test_the_log_of_two_hosts_is_followed_live_and_whole(sagemaker: SageMaker, s
 def test_a_wait_says_what_happens_and_where_the_model_is(
     sagemaker: SageMaker, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sagemaker.settings(starting=0.8)
+    sagemaker.settings(starting=3.0)
     job = start("echo hello; echo w > /opt/ml/model/weights")
     assert job.wait() is job
     said = capsys.readouterr()

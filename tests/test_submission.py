@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patient_with
 from sagemaker.fixture import SageMaker
 
 import smkit
@@ -68,6 +68,7 @@ def test_what_is_not_known_of_a_job_is_said(sagemaker: SageMaker, launch: Launch
         ("CreateTrainingJob", "smkit attach interrupted\n  smkit stop interrupted\n"),
     ],
 )
+@pytest.mark.usefixtures("unmeasured")
 def test_ctrl_c_before_there_is_a_job_says_whether_there_is_one(
     action: str, said: str, sagemaker: SageMaker, tmp_path: Path, launch: Launch
 ) -> None:
@@ -75,8 +76,10 @@ def test_ctrl_c_before_there_is_a_job_says_whether_there_is_one(
     sagemaker.settings(latency=1.0)
     command = [sys.executable, "-m", "smkit", "launch", "--instance-type", "ml.m5.large", "--role", sagemaker.role]
     command += ["--bucket", sagemaker.bucket, "--name", "interrupted", "train.py"]
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True) as launching:
+    pipe: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipe) as launching, patient_with(launching):
         while action not in sagemaker.actions():
+            assert launching.poll() is None
             time.sleep(0.02)
         launching.send_signal(signal.SIGINT)
         assert said in launching.communicate()[1]
