@@ -88,9 +88,16 @@ class LocalJobs:
         """Make the folder of a job and start its hosts.
 
         Raises:
-            ConfigurationError: The system refuses to; then none of the job's processes is left.
+            ConfigurationError: There is a job of this name, or the system refuses to; then none of this job's processes
+                is left.
         """
-        hosts = [Host(self._folder(run.name) / name) for name in run.hosts]
+        folder = self._folder(run.name)
+        hosts = [Host(folder / name) for name in run.hosts]
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            # Of a folder that is there the processes are another job's, which goes on.
+            raise _not_started(folder, error) from error
         try:
             for host in hosts:
                 _write_tree(host, run)
@@ -100,11 +107,7 @@ class LocalJobs:
             end(hosts, grace_seconds=0)
             if not isinstance(error, OSError):
                 raise
-            raise ConfigurationError(
-                f"the job cannot be started: {error}",
-                where=str(self._folder(run.name)),
-                fix="give an output_dir that you may write to and a source_dir that you may read",
-            ) from error
+            raise _not_started(folder, error) from error
 
     def status(self, name: str) -> JobStatus:
         """Return the state of a job as its folder and /proc tell it; the toolkit's exit status can be 0 after a crash.
@@ -224,6 +227,18 @@ class LocalJobs:
 
     def _first_failed(self, name: str) -> Host:
         return min((host for host in self._hosts(name) if host.failure_reason()), key=lambda host: host.end_time)
+
+
+def _not_started(folder: Path, error: OSError) -> ConfigurationError:
+    if isinstance(error, FileExistsError) and folder.is_dir():
+        return ConfigurationError(
+            f"there is a job '{folder.name}' already", where=str(folder), fix="plan again; a plan starts one job"
+        )
+    return ConfigurationError(
+        f"the job cannot be started: {error}",
+        where=str(folder),
+        fix="give an output_dir that you may write to and a source_dir that you may read",
+    )
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ have passed.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import platform
 import shutil
 import socket
@@ -24,8 +23,6 @@ from smkit.local import LocalJobs, LocalRun
 from smkit.plan import Plan
 from smkit.preparation import Preparation, prepare
 from smkit.report import amount, count
-
-_logger = logging.getLogger(__name__)
 
 _PIP_FILES = ("requirements.txt", "setup.py")
 """The toolkit hands these to pip, which would install into the interpreter that launches."""
@@ -66,7 +63,7 @@ def make_plan(arguments: LaunchArguments, problems: Sequence[str]) -> Plan:
         name=run.name,
         request=_request(run),
         files=files,
-        rows=_rows(run, prepared, jobs, sum(size for _, size in files)),
+        rows=_rows(run, prepared, jobs, files),
         warnings=[*prepared.warnings, *pip],
         estimate=lambda: "nothing: the job runs on this machine",
         start=partial(_start, jobs, run),
@@ -111,10 +108,12 @@ def _request(run: LocalRun) -> dict[str, object]:
     }
 
 
-def _rows(run: LocalRun, prepared: Preparation, jobs: LocalJobs, size: int) -> list[tuple[str, str, str]]:
+def _rows(
+    run: LocalRun, prepared: Preparation, jobs: LocalJobs, files: Sequence[tuple[str, int]]
+) -> list[tuple[str, str, str]]:
     each = "one process" if not run.uses_torchrun else f"torchrun: {run.processes_per_host} per host"
     checkpoints = str(run.checkpoint_dir or "in the job's folder")
-    source = f"{count(len(prepared.source.files), 'file')}, {amount(size)}"
+    source = f"{count(len(files), 'file')}, {amount(sum(size for _, size in files))}"
     return [
         ("script", run.entry, str(run.source_dir)),
         ("instances", f"{run.instance_count} x local, {each}", "instance_type, instance_count"),

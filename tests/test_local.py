@@ -19,7 +19,7 @@ import pytest
 from patience import SECONDS, patient_with
 
 import smkit
-from smkit.errors import JobError
+from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
 from smkit.launcher import launch
 from smkit.local import LocalJobs
@@ -417,6 +417,26 @@ def test_stop_lets_the_script_save_and_leaves_no_process(start: Start, tmp_path:
     assert processes_of(job) == []
     with pytest.raises(JobError, match="was stopped"):
         job.wait()
+
+
+def test_a_plan_that_is_started_twice_leaves_its_job_alone(tmp_path: Path, no_torch: dict[str, str]) -> None:
+    write(tmp_path / "source/train.py", "import time\nprint('running', flush=True)\ntime.sleep(600)\n")
+    plan = launch(
+        "train.py",
+        source_dir=tmp_path / "source",
+        instance_type="local",
+        environment=no_torch,
+        output_dir=tmp_path / "runs",
+        dry_run=True,
+    )
+    job = plan.start()
+    try:
+        wait_for("running", job)
+        with pytest.raises(ConfigurationError, match=f"there is a job '{plan.name}' already"):
+            plan.start()
+        assert job.status == "InProgress"
+    finally:
+        job.stop(grace_seconds=0)
 
 
 def test_a_script_that_does_not_stop_is_killed_after_the_grace(start: Start) -> None:
