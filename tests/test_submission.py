@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,39 @@ def test_a_job_without_network_gets_no_requirements_that_smkit_brings(launch: La
     (tmp_path / "train.py").write_text("import smkit\n")
     with pytest.raises(smkit.ConfigurationError, match="cannot reach an index to install"):
         launch(request={"EnableNetworkIsolation": True}, dry_run=True)
+
+
+def test_an_archive_of_something_else_than_the_plan_is_not_uploaded(
+    sagemaker: SageMaker, launch: Launch, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    plan: Any = launch(dry_run=True)
+    before = script.stat()
+    script.write_text(script.read_text().replace("60", "61"))
+    os.utime(script, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(smkit.ConfigurationError, match="has changed since the plan was made"):
+        plan.start()
+    assert sagemaker.objects() == {}
+
+
+def test_a_channel_of_a_file_system_is_shown_where_it_lies(launch: Launch) -> None:
+    files = {
+        "FileSystemId": "fs-0123456789abcdef0",
+        "FileSystemType": "FSxLustre",
+        "FileSystemAccessMode": "ro",
+        "DirectoryPath": "/fsx/digits",
+    }
+    channel = {"ChannelName": "train", "DataSource": {"FileSystemDataSource": files}}
+    plan: Any = launch(request={"InputDataConfig": [channel]}, dry_run=True)
+    assert ("input train", "fs-0123456789abcdef0:/fsx/digits", "File, as it is") in plan.rows
+
+
+def test_wheels_are_chosen_for_the_torch_of_the_image(launch: Launch, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "vision-1.0-py3-none-any.whl", "w") as wheel:
+        about = "vision-1.0.dist-info"
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: vision\nVersion: 1.0\nRequires-Dist: torch\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    (tmp_path / "requirements.txt").write_text(f"--no-index\n--find-links {tmp_path}\nvision\n")
+    plan: Any = launch(vendor="wheels", request={"EnableNetworkIsolation": True}, dry_run=True)
+    assert "wheels/vision-1.0-py3-none-any.whl" in dict(plan.files)

@@ -194,7 +194,7 @@ class _Draft:
         algorithm = request.get("AlgorithmSpecification", {})
         size = sum(size for _, size in self.files)
         inputs = [
-            (f"input {channel['ChannelName']}", channel["DataSource"]["S3DataSource"]["S3Uri"], self._from(channel))
+            (f"input {channel['ChannelName']}", _place_of(channel), self._from(channel))
             for channel in request.get("InputDataConfig", ())
         ]
         checkpoints = str(request.get("CheckpointConfig", {}).get("S3Uri", "none"))
@@ -220,9 +220,10 @@ class _Draft:
         if not prices.keys() >= set(types):
             return "price unknown: AWS's pricing API tells none (it takes the permission pricing:GetProducts)"
         price = max(prices.values(), key=lambda each: each.dollars_per_hour)
-        hours, hosts = self.arguments.max_hours, self.arguments.instance_count
+        hours, hosts, warm = self.arguments.max_hours, self.arguments.instance_count, self.arguments.keep_alive_minutes
         return (
-            f"at most ${price.dollars_per_hour * hours * hosts:,.2f}: {hours:g} h on {hosts} x "
+            f"at most ${price.dollars_per_hour * (hours + warm / 60) * hosts:,.2f}: {hours:g} h"
+            f"{f' and {warm} min warm' if warm else ''} on {hosts} x "
             f"${price.dollars_per_hour:g}/h ({price.origin}){', less on spot' if self.arguments.spot else ''}"
         )
 
@@ -234,6 +235,7 @@ class _Draft:
             source=self.prepared.source,
             vendored=code.vendored,
             source_key=code.key,
+            source_sha256=code.sha256,
             data=list(self.data.values()),
             record_key=f"{_PREFIX}/jobs/{self.prepared.name}/code.json",
             record=origin.as_json(code.sha256) if origin else json.dumps({"code_sha256": code.sha256, "git": None}),
@@ -254,7 +256,7 @@ class _Draft:
     def _from(self, channel: Mapping[str, Any]) -> str:
         data = self.data.get(channel["ChannelName"])
         sent = "as it is" if data is None else f"{count(len(data.files), 'file')}, {amount(data.size)}, uploaded once"
-        return f"{channel['InputMode']}, {sent}"
+        return f"{channel.get('InputMode', 'File')}, {sent}"
 
 
 def _draft(arguments: LaunchArguments, findings: _Findings) -> _Draft:
@@ -326,9 +328,15 @@ def _read_code(
     """Read all that the archive will hold; its hash is its place in the bucket."""
     if prepared.source.problems:
         return None
-    python = image.release.python if isinstance(image, Image) else _PYTHON_OF_UNKNOWN_IMAGES
+    release = image.release if isinstance(image, Image) else None
     extra = findings.attempt(
-        "source_dir", lambda: vendored(prepared.source, vendor=arguments.vendor, python_version=python)
+        "source_dir",
+        lambda: vendored(
+            prepared.source,
+            vendor=arguments.vendor,
+            python_version=release.python if release else _PYTHON_OF_UNKNOWN_IMAGES,
+            torch_version=release.version if release else None,
+        ),
     )
     if extra is None or extra.problems:
         findings.problems += extra.problems if extra else ()
@@ -345,6 +353,14 @@ def _with_monitored_metric(arguments: LaunchArguments) -> LaunchArguments:
         return arguments
     name = monitor if "/" in monitor else f"validation/{monitor}"
     return replace(arguments, metrics=list(dict.fromkeys([*arguments.metrics, name])))
+
+
+def _place_of(channel: Mapping[str, Any]) -> str:
+    """Return where a channel's data lies: in S3, or in the file system that the user wrote into the request."""
+    source = channel["DataSource"]
+    if "S3DataSource" in source:
+        return str(source["S3DataSource"]["S3Uri"])
+    return ":".join(str(source["FileSystemDataSource"][word]) for word in ("FileSystemId", "DirectoryPath"))
 
 
 def _instances(arguments: LaunchArguments) -> str:

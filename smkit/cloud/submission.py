@@ -25,6 +25,7 @@ from smkit.source.survey import Source
 
 LAUNCH_TAG = "smkit:launch"
 """A tag with random digits: whether a job of this name is this very launch's, or somebody else's."""
+_READ_BYTES = 1024 * 1024
 _IS_THERE = ("ResourceInUse", "ResourceInUseException")
 
 
@@ -38,6 +39,7 @@ class Submission:
         source: The script's folder.
         vendored: What else the archive holds, by path: smkit itself.
         source_key: Where the archive lies.
+        source_sha256: The hash of the archive's tar stream, which that place is named by.
         data: Local inputs.
         record_key: Where the record of the code's origin lies, beside the model.
         record: That record, as JSON.
@@ -48,6 +50,7 @@ class Submission:
     source: Source
     vendored: Mapping[str, bytes | Path]
     source_key: str
+    source_sha256: str
     data: Sequence[LocalData]
     record_key: str
     record: str
@@ -76,20 +79,32 @@ class Submission:
             self._require_own_account()
             self.storage.ensure_bucket()
             with pack(self.source, self.vendored) as archive:
+                self._require_planned(archive)
                 self._upload_source(archive)
         for data in self.data:
             upload(data, self.storage)
         self.storage.put(self.record_key, self.record.encode(), ContentType="application/json")
 
     def _upload_source(self, archive: Archive) -> None:
+        digest = hashlib.sha256()
         with archive.open() as file:
-            sha256 = hashlib.sha256(file.read()).hexdigest()
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
         line = TransferLine("uploading the source", archive.size)
         try:
-            item = Upload(self.source_key, archive.path, archive.size, sha256, verify=lambda: None)
+            item = Upload(self.source_key, archive.path, archive.size, digest.hexdigest(), verify=lambda: None)
             self.storage.upload([item], advance=line.advance)
         finally:
             line.end()
+
+    def _require_planned(self, archive: Archive) -> None:
+        """Refuse an archive of anything else than the plan's: every later launch would take it for what it is not."""
+        if archive.sha256 != self.source_sha256:
+            raise ConfigurationError(
+                "what travels with the source has changed since the plan was made",
+                where=f"source_dir '{self.source.root}', and smkit itself",
+                fix="launch again; nothing has been uploaded",
+            )
 
     def _require_own_account(self) -> None:
         """Refuse the role of another account before anything goes to that account's bucket."""
