@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,15 +126,15 @@ class Job:
         """
         return self._model_uri(self.describe())
 
-    def logs(self, *, follow: bool = True) -> Iterator[str]:
-        """Yield the lines of the log, those of several hosts after the host's name in brackets.
+    def logs(self, *, follow: bool = True) -> Iterator[LogLine]:
+        """Yield the lines of the log as texts, those of several hosts after the host's name in brackets.
 
         A progress bar comes once, at its last state, or every ten seconds if it goes on for longer.
 
         Args:
             follow: Wait for further lines until the job ends; otherwise only those that are there now.
         """
-        return map(str, self._lines(follow=follow))
+        return self._lines(follow=follow)
 
     def wait(self, *, timeout_seconds: float | None = None, show_logs: bool = True) -> Job:
         """Return this job when it has completed.
@@ -149,7 +150,7 @@ class Job:
         """
         deadline = math.inf if timeout_seconds is None else time.monotonic() + _seconds(timeout_seconds)
         watch, news = self._watch(), StatusNews(self.name)
-        paint = Paint()
+        paint = Paint(sys.stderr)
         if show_logs:
             watch.on_look = news.tell
         else:

@@ -27,10 +27,10 @@ _METRICS = ("train/loss", "validation/loss", "validation/accuracy")
 
 
 @overload
-def launch(entry: str, *, dry_run: Literal[True], **arguments: Any) -> Plan: ...
+def launch(entry: str | Path, *, dry_run: Literal[True], **arguments: Any) -> Plan: ...
 @overload
 def launch(
-    entry: str,
+    entry: str | Path,
     *,
     instance_type: str | Sequence[str],
     source_dir: str | Path = ...,

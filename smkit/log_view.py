@@ -6,10 +6,10 @@ This room works on lines and knows neither jobs nor where the lines come from.
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from smkit.report import uses_colour
 
@@ -117,11 +117,11 @@ def _last_state(text: str) -> str:
 
 
 class Paint:
-    """Gives the names of a log's hosts a colour each, where standard error takes colours."""
+    """Gives the names of a log's hosts a colour each, where the stream that they are written to takes colours."""
 
-    def __init__(self) -> None:
-        # A program without a console has no standard error.
-        self._is_on = sys.stderr is not None and uses_colour(sys.stderr)
+    def __init__(self, stream: TextIO | None) -> None:
+        # A program without a console has no standard streams.
+        self._is_on = stream is not None and uses_colour(stream)
         self._hosts: dict[str, int] = {}
 
     def line(self, line: LogLine) -> str:

@@ -221,7 +221,7 @@ ALLOWED = {
     "commands.launch_options": {"commands.script_command_line", "sources"},
     "commands.account": {"cloud.doctor", "cloud.images", "commands.screens"},
     "commands.jobs": {
-        *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "report"),
+        *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "log_view", "report"),
     },
     "commands.launching": {
         *("commands.jobs", "commands.launch_options", "commands.screens", "commands.script_command_line", "errors"),

@@ -30,6 +30,7 @@ from pathlib import Path
 print(" ".join(["words", *sorted(sys.argv[1:])]), flush=True)
 print("[metrics] step=1 epoch=0 train/loss=0.5", flush=True)
 print("[metrics] step=2 epoch=1 train/loss=0.25", flush=True)
+print("[metrics] step=3 epoch=2 train/loss=nan", flush=True)
 Path(os.environ["SM_MODEL_DIR"], "model.txt").write_text("weights")
 if "--wait" in sys.argv:
     print("waiting", flush=True)
@@ -223,7 +224,11 @@ def test_a_local_job_from_its_launch_to_its_model(smkit: Smkit, project: Path) -
     assert "words --lr 1e-3" in out.splitlines()
     assert json.loads(smkit("logs one --json")[1]) == {"name": "one", "lines": out.splitlines()}
     rows = json.loads(smkit("metrics one --json")[1])["rows"]
-    assert rows == [{"step": 1, "epoch": 0, "train/loss": 0.5}, {"step": 2, "epoch": 1, "train/loss": 0.25}]
+    assert rows == [
+        {"step": 1, "epoch": 0, "train/loss": 0.5},
+        {"step": 2, "epoch": 1, "train/loss": 0.25},
+        {"step": 3, "epoch": 2, "train/loss": None},
+    ]
     assert "train/loss" in smkit("metrics one")[1]
 
     assert json.loads(smkit("download one model --json")[1])["files"] == [{"path": "model.txt", "size": 7}]

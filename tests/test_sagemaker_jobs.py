@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tarfile
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sagemaker.fixture import SageMaker
 
+from smkit.cli import main
 from smkit.cloud.aws import Clients, connect
 from smkit.cloud.connection import Connection
 from smkit.cloud.jobs import SageMakerJobs
@@ -456,3 +458,17 @@ def product(*hours: str, **changes: Any) -> str:
 def test_a_price_is_one_that_all_products_agree_on(products: list[Any], dollars: float | None) -> None:
     price = read_price(products)
     assert (price and price.dollars_per_hour) == dollars
+
+
+def test_the_command_shows_each_host_in_its_colour(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = start("echo hello", hosts=2)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["logs", job.name]) == 0
+    shown = re.findall(r"\x1b\[(\d+)m\[(algo-\d)\]\x1b\[0m hello", capsys.readouterr().out)
+    assert (sorted(colour for colour, _ in shown), sorted(host for _, host in shown)) == (
+        ["33", "36"],
+        ["algo-1", "algo-2"],
+    )

@@ -7,6 +7,8 @@ words of DescribeTrainingJob, so that this room need not know where the job runs
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +19,7 @@ from smkit.commands import screens
 from smkit.errors import ConfigurationError, JobError
 from smkit.job import Job
 from smkit.local import LocalJobs
+from smkit.log_view import Paint
 
 
 def show_jobs(arguments: argparse.Namespace) -> int:
@@ -119,8 +122,9 @@ def show_logs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         screens.write_json({"name": arguments.name, "lines": list(lines)})
         return 0
+    paint = Paint(sys.stdout)
     for line in lines:
-        screens.write(line)
+        screens.write(paint.line(line))
         # Who follows a log through a pipe wants each line when it is there.
         screens.flush()
     return 0
@@ -168,7 +172,9 @@ def show_metrics(arguments: argparse.Namespace) -> int:
     metrics = _job(arguments).metrics()
     folder = metrics.write_tensorboard(arguments.tensorboard) if arguments.tensorboard else None
     if arguments.json:
-        screens.write_json({"name": arguments.name, "rows": [dict(row) for row in metrics.rows], "tensorboard": folder})
+        # JSON has no NaN and no infinity, and most that read it stop at either.
+        rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in metrics.rows]
+        screens.write_json({"name": arguments.name, "rows": rows, "tensorboard": folder})
         return 0
     screens.write(str(metrics))
     if folder:
