@@ -58,13 +58,9 @@ def test_every_request_names_the_owner(sagemaker: SageMaker, storage: Storage, t
     storage.ensure_bucket()
     storage.put("a", b"text", ContentType="text/plain")
     assert storage.get("a") == b"text"
-    assert storage.exists("a", size=4)
-    assert not storage.exists("a", size=5)
-    assert not storage.exists("missing", size=4)
+    assert (storage.head("a") or {})["ContentLength"] == 4
+    assert storage.head("missing") is None
     assert storage.sizes("") == {"a": 4}
-    assert storage.put_if_absent("once", b"first")
-    assert not storage.put_if_absent("once", b"second")
-    assert storage.get("once") == b"first"
     sent: list[int] = []
     (data,) = address("train", [("big", big)]).files
     storage.upload([Upload("big", big, data.stamp.size, data.sha256, data.verify)], advance=sent.append)
@@ -117,7 +113,7 @@ def test_a_bucket_of_others_gets_nothing(sagemaker: SageMaker, tmp_path: Path) -
     with pytest.raises(ConfigurationError, match="AWS denies PutObject, which needs s3:PutObject"):
         storage.put("a", b"secret")
     with pytest.raises(ConfigurationError, match="belongs to another account than 123456789012, or you may not list"):
-        storage.exists("a", size=1)
+        storage.head("a")
     with pytest.raises(JobError, match="AWS denies GetObject"):
         storage.download("a", tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +130,7 @@ def test_an_expired_token_is_told_from_a_missing_object(sagemaker: SageMaker, st
     sagemaker.settings(expired_keys=[os.environ["AWS_ACCESS_KEY_ID"]])
     # S3 answers HEAD with a bare 400.
     with pytest.raises(ConfigurationError, match="the AWS credentials have expired"):
-        storage.exists("a", size=1)
+        storage.head("a")
     with pytest.raises(ConfigurationError, match="the AWS credentials have expired"):
         storage.ensure_bucket()
 
@@ -165,10 +161,6 @@ def stubborn(storage: Storage, bucket: str, **refusals: list[str]) -> Storage:
 def test_races_of_two_launches_end_well(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = stubborn(storage, "new-bucket", create_bucket=["OperationAborted", "BucketAlreadyOwnedByYou"])
     busy.ensure_bucket()
-    written = stubborn(storage, storage.bucket, put_object=["ConditionalRequestConflict"])
-    assert written.put_if_absent("a", b"1")
-    never = stubborn(storage, storage.bucket, put_object=["ConditionalRequestConflict"] * 9)
-    assert not never.put_if_absent("b", b"1")
     taken = stubborn(storage, "their-bucket", create_bucket=["BucketAlreadyExists"])
     with pytest.raises(ConfigurationError, match="'their-bucket' belongs to another account than"):
         taken.ensure_bucket()
@@ -187,7 +179,7 @@ def test_other_refusals_are_passed_on(storage: Storage, tmp_path: Path) -> None:
         closed.ensure_bucket,
         lambda: closed.head("a"),
         lambda: closed.sizes("a"),
-        lambda: closed.put_if_absent("a", b""),
+        lambda: closed.put("a", b""),
     ):
         with pytest.raises(ConfigurationError, match=r"KMS\.DisabledException"):
             call()

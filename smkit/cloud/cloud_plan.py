@@ -25,7 +25,7 @@ from smkit.cloud.instances import accelerators
 from smkit.cloud.prices import ask_prices
 from smkit.cloud.request import build_request, processes_per_host
 from smkit.cloud.request_checks import request_problems, request_warnings
-from smkit.cloud.role import find_role
+from smkit.cloud.role import account_of, find_role
 from smkit.cloud.service_model import ServiceModel
 from smkit.cloud.storage import Storage, default_bucket
 from smkit.cloud.submission import LAUNCH_TAG, Submission
@@ -286,7 +286,7 @@ def _draft(arguments: LaunchArguments, findings: _Findings) -> _Draft:
 
 def _storage(arguments: LaunchArguments, clients: Clients, role: str | None) -> Storage:
     """Return the bucket with its owner: the account of the role, since a job runs in the account of its role."""
-    known = clients.with_account(role.split(":")[4]) if role else clients
+    known = clients.with_account(account_of(role)) if role else clients
     bucket = arguments.bucket or default_bucket(known)
     if not is_bucket_name(bucket):
         raise ConfigurationError(

@@ -87,11 +87,6 @@ class Storage:
             fix="repeat in a minute; a bucket that was just deleted can block its name for an hour",
         )
 
-    def exists(self, key: str, *, size: int) -> bool:
-        """Whether there is an object of this key and size."""
-        found = self.head(key)
-        return found is not None and found["ContentLength"] == size
-
     def head(self, key: str) -> dict[str, Any] | None:
         """Return what S3 says about an object, None if there is none."""
         with self._errors(f"look at {self.uri(key)}"):
@@ -128,21 +123,6 @@ class Storage:
         digest = _base64(hashlib.sha256(data).digest())
         with self._errors(f"upload of {self.uri(key)}"):
             self.clients.s3.put_object(Key=key, Body=data, ChecksumSHA256=digest, **self._place, **further)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one of that key; return whether it was written."""
-        for _ in range(_CREATE_ATTEMPTS):
-            try:
-                self.put(key, data, IfNoneMatch="*")
-            except SmkitError as error:
-                if error_code(error) == "PreconditionFailed":
-                    return False
-                if error_code(error) != "ConditionalRequestConflict":
-                    raise
-            else:
-                return True
-        # Whoever we met time and again has written it.
-        return False
 
     def get(self, key: str) -> bytes:
         """Return the bytes of a small object."""

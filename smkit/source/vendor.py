@@ -43,7 +43,6 @@ def vendored(
     vendor: Literal["source", "wheels", "none"],
     python_version: str,
     torch_version: str | None = None,
-    machine: str = "x86_64",
 ) -> Vendored:
     """Return what has to travel with a source so that it runs in an image that does not know smkit.
 
@@ -53,7 +52,6 @@ def vendored(
             would download; `none` sends nothing.
         python_version: The image's, as `3.12` or `py312`.
         torch_version: The image's, without which no wheel that requires torch can be chosen.
-        machine: The processor of the instance, as in names of wheels: `x86_64` or `aarch64`.
 
     Raises:
         ConfigurationError: pip cannot download the wheels.
@@ -82,7 +80,6 @@ def vendored(
             root=source.root,
             python_version=python_version,
             torch_version=torch_version,
-            machine=machine,
         )
         files |= {path: text.encode() for path, text in merge.texts(from_wheels=wheels.FOLDER).items()}
     else:

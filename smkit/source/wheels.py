@@ -21,6 +21,8 @@ FOLDER = "wheels"
 """Where the wheels lie in the archive."""
 _NEWEST_GLIBC = 31
 """That of Ubuntu 20.04, which the oldest of the images for PyTorch 2 have."""
+_MACHINE = "x86_64"
+"""The processor that the training images are built for."""
 _TIMEOUT_SECONDS = 1200
 _SHOWN_LINES = 14
 """Of what pip says at its end: a conflict takes as many."""
@@ -39,7 +41,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def download(
-    texts: Mapping[str, str], *, root: Path, python_version: str, torch_version: str | None, machine: str
+    texts: Mapping[str, str], *, root: Path, python_version: str, torch_version: str | None
 ) -> dict[str, bytes | Path]:
     """Download the wheels of all requirements, and return them by their path in the archive.
 
@@ -50,7 +52,6 @@ def download(
         root: The folder that paths in them are relative to.
         python_version: The image's, as `3.12` or `py312`.
         torch_version: The image's; torch itself is never downloaded.
-        machine: `x86_64` or `aarch64`.
 
     Raises:
         ConfigurationError: pip cannot, with what it says.
@@ -67,18 +68,18 @@ def download(
         *("download", "--progress-bar=off", "--no-input", "--disable-pip-version-check", "--only-binary=:all:"),
         *("--dest", str(folder / FOLDER), "--find-links", str(folder / "torch"), "-c", str(folder / "torch/only.txt")),
         *("--implementation", "cp", "--python-version", f"{major}{minor}"),
-        *(word for platform in _platforms(machine) for word in ("--platform", platform)),
+        *(word for platform in _platforms() for word in ("--platform", platform)),
         *("-r", str(folder / "requirements" / next(iter(texts)))),
     ]
-    _run_pip(_PIP.format(python=f"{major}.{minor}", machine=machine), arguments, root)
+    _run_pip(_PIP.format(python=f"{major}.{minor}", machine=_MACHINE), arguments, root)
     wheels = sorted(path for path in (folder / FOLDER).glob("*.whl") if path.name != stand_in)
     return {f"{FOLDER}/{path.name}": path for path in wheels}
 
 
-def _platforms(machine: str) -> list[str]:
+def _platforms() -> list[str]:
     """Return the tags of wheels that the image can load; pip takes those that are named, and no older ones."""
-    named = [f"manylinux_2_{minor}_{machine}" for minor in range(_NEWEST_GLIBC, 4, -1)]
-    return [*named, f"manylinux2014_{machine}", f"manylinux2010_{machine}", f"manylinux1_{machine}", f"linux_{machine}"]
+    named = [f"manylinux_2_{minor}" for minor in range(_NEWEST_GLIBC, 4, -1)]
+    return [f"{platform}_{_MACHINE}" for platform in (*named, "manylinux2014", "manylinux2010", "manylinux1", "linux")]
 
 
 def _write_stand_in(folder: Path, torch_version: str | None) -> str:
