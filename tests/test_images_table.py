@@ -83,6 +83,7 @@ def test_no_image_runs_on_kepler_and_the_oldest_does_not_run_on_blackwell() -> N
     assert all(image_problems(found(release.version), ["ml.p2.xlarge"]) for release in RELEASES)
     assert [r.version for r in RELEASES if image_problems(found(r.version), ["ml.g7e.2xlarge"])] == ["2.6.0"]
     assert "Neuron" in image_problems(found(), ["ml.trn1.2xlarge"])[0]
+    assert "has Arm processors" in image_problems(found(), ["ml.p6e-gb200.36xlarge"])[0]
     assert "the image for CPUs" in image_problems(found(None, "ml.m5.large"), ["ml.g5.xlarge"])[0]
     assert not image_problems(found(), ["ml.m5.large", "ml.g7.2xlarge", "ml.g5.nonsense", ""])
 

@@ -167,7 +167,7 @@ class _Draft:
             self.arguments,
             model=ServiceModel.load(),
             image=self.known_image,
-            has_setup_py=self._has("setup.py"),
+            has_setup_py=self.prepared.source.has_setup_py,
             # smkit that travels along brings a requirements.txt of its own.
             has_requirements=any(path == "requirements.txt" for path, _ in self.files),
         )
@@ -179,7 +179,7 @@ class _Draft:
             *request_warnings(
                 self.arguments,
                 image=self.known_image,
-                has_setup_py=self._has("setup.py"),
+                has_setup_py=self.prepared.source.has_setup_py,
                 has_requirements=self._has("requirements.txt"),
                 today=datetime.now(timezone.utc).date(),
             ),

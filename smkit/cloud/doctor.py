@@ -217,9 +217,11 @@ def _bucket(clients: Clients, wishes: Wishes) -> Iterator[Check]:
 
 
 _ACTIONS = (
-    *("sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob"),
-    *("iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket", "logs:GetLogEvents"),
+    *("sagemaker:CreateTrainingJob", "sagemaker:AddTags", "sagemaker:DescribeTrainingJob"),
+    *("sagemaker:StopTrainingJob", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket"),
+    *("logs:DescribeLogStreams", "logs:GetLogEvents"),
 )
+"""Of a launch, of who follows its job and of who stops it; a job is made with tags, which takes a right of its own."""
 
 
 def permissions(clients: Clients) -> Iterator[Check]:

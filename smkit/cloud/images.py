@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from smkit.cloud.instances import accelerators
+from smkit.cloud.instances import accelerators, has_arm_processors
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,11 @@ def image_problems(image: Image, instance_types: Sequence[str]) -> list[str]:
             problems.append(
                 f"instance_type '{instance_type}': has Neuron chips, and {image.uri} is for GPUs and CPUs; "
                 "give an image_uri of Neuron's"
+            )
+        elif has_arm_processors(instance_type):
+            problems.append(
+                f"instance_type '{instance_type}': has Arm processors, and {image.uri} is built for x86-64; "
+                "give an image_uri of one for Arm"
             )
         elif chip.kind == "GPU" and not image.has_cuda:
             problems.append(f"instance_type '{instance_type}': has GPUs, and {image.uri} is the image for CPUs")

@@ -58,6 +58,8 @@ _GPUS: dict[str, tuple[str, int | None, dict[str, int]]] = {
         {"2xlarge": 1, "4xlarge": 1, "8xlarge": 1, "12xlarge": 2, "24xlarge": 4, "48xlarge": 8},
     ),
 }
+_ARM = frozenset({"p6e-gb200"})
+"""Families whose hosts have Arm processors (NVIDIA's Grace)."""
 _NEURON = re.compile(r"(trn|inf)\d.*")
 _OTHER_GPU = re.compile(r"(p|g|gr)\d.*")
 """How AWS names its GPU families: one that is younger than this table is no CPU type for that."""
@@ -75,3 +77,8 @@ def accelerators(instance_type: str) -> Accelerators:
     if _OTHER_GPU.fullmatch(family):
         return Accelerators("GPU")
     return Accelerators("none", count=0)
+
+
+def has_arm_processors(instance_type: str) -> bool:
+    """Whether a host of an instance type runs only programs that are built for Arm."""
+    return instance_type.removeprefix("ml.").partition(".")[0] in _ARM

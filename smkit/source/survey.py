@@ -48,10 +48,6 @@ class Source:
     warnings: tuple[str, ...] = ()
 
     @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
     def has_setup_py(self) -> bool:
         """Whether the toolkit takes the source for a Python package, installs it, and refuses torchrun."""
         return any(file.path == "setup.py" for file in self.files)
