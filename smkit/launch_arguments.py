@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from smkit import contract
 from smkit.errors import ConfigurationError
 from smkit.inputs import Input
-from smkit.secret_references import FORMS, is_reference
+from smkit.secret_references import FORMS, is_misspelled, is_reference
 
 if TYPE_CHECKING:
     from smkit.hyperparameters import Hyperparameters
@@ -121,6 +121,8 @@ def _environment_problems(environment: Mapping[str, object]) -> Iterator[str]:
             yield f"environment '{name}': a value has no NUL characters"
         elif any("\ud800" <= character <= "\udfff" for character in value):
             yield f"environment '{name}': a value has no half characters (surrogates)"
+        elif is_misspelled(value):
+            yield f"environment '{name}': begins like a reference to a secret, and is none; write {FORMS}"
 
 
 def refuse(problems: Sequence[str], arguments: LaunchArguments) -> None:

@@ -35,6 +35,11 @@ def is_reference(text: str) -> bool:
     return _match(text) is not None
 
 
+def is_misspelled(text: str) -> bool:
+    """Whether a text begins like a reference and is none."""
+    return _PREFIX.match(text) is not None and not is_reference(text)
+
+
 def _match(text: str) -> re.Match[str] | None:
     return _SECRET.fullmatch(text) or _PARAMETER.fullmatch(text)
 

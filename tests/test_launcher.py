@@ -109,6 +109,7 @@ ENDLESS["VpcConfig"] = {"Subnets": [ENDLESS]}
         ({"inputs": {"a": "data/x\0"}}, "input 'a': there is no "),
         ({"environment": {"A": "\0"}}, "environment 'A': a value has no NUL characters"),
         ({"environment": {"A": "\ud83d"}}, "environment 'A': a value has no half characters (surrogates)"),
+        ({"environment": {"A": "ssm:two words"}}, "environment 'A': begins like a reference to a secret, and is none"),
         ({"instance_count": 255}, "instance_count: at most 254 hosts are to be had of one machine"),
         ({"instance_count": 10**5000}, "instance_count: at most 254 hosts are to be had of one machine"),
         (

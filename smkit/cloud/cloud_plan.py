@@ -208,7 +208,7 @@ class _Draft:
             ("source", f"{count(len(self.files), 'file')}, {amount(size)}", self.prepared.origin_text),
             ("hyperparameters", str(len(self.prepared.hyperparameters)), self.prepared.check),
             *inputs,
-            ("results", f"{request['OutputDataConfig']['S3OutputPath']}/{self.prepared.name}", "bucket"),
+            ("results", f"{request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.prepared.name}", "bucket"),
             ("checkpoints", checkpoints, "checkpoint_uri" if arguments.checkpoint_uri else "this job's own"),
             ("time", f"at most {arguments.max_hours:g} h{spot}", "max_hours"),
         ]
