@@ -107,7 +107,7 @@ def test_an_archive_of_something_else_than_the_plan_is_not_uploaded(
     assert sagemaker.objects() == {}
 
 
-def test_a_channel_of_a_file_system_is_shown_where_it_lies(launch: Launch) -> None:
+def test_a_plan_shows_what_the_users_own_request_says(launch: Launch) -> None:
     files = {
         "FileSystemId": "fs-0123456789abcdef0",
         "FileSystemType": "FSxLustre",
@@ -115,7 +115,9 @@ def test_a_channel_of_a_file_system_is_shown_where_it_lies(launch: Launch) -> No
         "DirectoryPath": "/fsx/digits",
     }
     channel = {"ChannelName": "train", "DataSource": {"FileSystemDataSource": files}}
-    plan: Any = launch(request={"InputDataConfig": [channel]}, dry_run=True)
+    shorter = {"StoppingCondition": {"MaxRuntimeInSeconds": 5400}}
+    plan: Any = launch(request={"InputDataConfig": [channel], **shorter}, dry_run=True)
+    assert ("time", "at most 1.5 h", "max_hours") in plan.rows
     assert ("input train", "fs-0123456789abcdef0:/fsx/digits", "File, as it is") in plan.rows
 
 

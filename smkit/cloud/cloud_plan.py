@@ -70,7 +70,7 @@ def make_plan(arguments: LaunchArguments, problems: Sequence[str]) -> Plan:
         files=draft.files,
         rows=draft.rows(request, role, storage),
         warnings=draft.warnings(),
-        estimate=partial(draft.estimate, storage.clients),
+        estimate=partial(draft.estimate, request, storage.clients),
         start=draft.submission(request, storage, code).start,
     )
 
@@ -210,17 +210,17 @@ class _Draft:
             *inputs,
             ("results", f"{request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.prepared.name}", "bucket"),
             ("checkpoints", checkpoints, "checkpoint_uri" if arguments.checkpoint_uri else "this job's own"),
-            ("time", f"at most {arguments.max_hours:g} h{spot}", "max_hours"),
+            ("time", f"at most {_hours(request):g} h{spot}", "max_hours"),
         ]
 
-    def estimate(self, clients: Clients) -> str:
+    def estimate(self, request: Mapping[str, Any], clients: Clients) -> str:
         """Return what the job can cost at most, as AWS's pricing API tells it now."""
         types = self.arguments.instance_types
         prices = ask_prices(Connection(clients), types)
         if not prices.keys() >= set(types):
             return "price unknown: AWS's pricing API tells none (it takes the permission pricing:GetProducts)"
         price = max(prices.values(), key=lambda each: each.dollars_per_hour)
-        hours, hosts, warm = self.arguments.max_hours, self.arguments.instance_count, self.arguments.keep_alive_minutes
+        hours, hosts, warm = _hours(request), self.arguments.instance_count, self.arguments.keep_alive_minutes
         return (
             f"at most ${price.dollars_per_hour * (hours + warm / 60) * hosts:,.2f}: {hours:g} h"
             f"{f' and {warm} min warm' if warm else ''} on {hosts} x "
@@ -356,11 +356,17 @@ def _with_monitored_metric(arguments: LaunchArguments) -> LaunchArguments:
 
 
 def _place_of(channel: Mapping[str, Any]) -> str:
-    """Return where a channel's data lies: in S3, or in the file system that the user wrote into the request."""
+    """Return where a channel's data lies: in S3, or where else the user's own request says."""
     source = channel["DataSource"]
     if "S3DataSource" in source:
         return str(source["S3DataSource"]["S3Uri"])
-    return ":".join(str(source["FileSystemDataSource"][word]) for word in ("FileSystemId", "DirectoryPath"))
+    files = source.get("FileSystemDataSource")
+    return f"{files['FileSystemId']}:{files['DirectoryPath']}" if files else "as request says"
+
+
+def _hours(request: Mapping[str, Any]) -> float:
+    """Return how long a job may run: what `max_hours` or the user's own request says, else a day (API)."""
+    return float(request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 24 * 3600)) / 3600
 
 
 def _instances(arguments: LaunchArguments) -> str:
