@@ -44,13 +44,17 @@ class ConfigurationError(SmkitError):
     """A setting, an argument or a file of the job is wrong; found before any work is done."""
 
     exit_status = 2
+    problems: tuple[str, ...] = ()
+    """What `what` reports together, where there are several problems: each by itself."""
 
     @classmethod
     def of(cls, problems: Sequence[str], *, subject: str, where: str, fix: str) -> ConfigurationError:
         """Return one error that reports all `problems` of `subject` together."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        return cls(f"{count} in {subject}:{lines}", where=where, fix=fix)
+        error = cls(f"{count} in {subject}:{lines}", where=where, fix=fix)
+        error.problems = tuple(problems)
+        return error
 
 
 class DataError(SmkitError):

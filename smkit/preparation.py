@@ -83,5 +83,4 @@ def _encode(arguments: LaunchArguments) -> tuple[dict[str, str], list[str]]:
     try:
         return encode(arguments.hyperparameters), []
     except ConfigurationError as error:
-        problems = error.what.split("\n  - ")
-        return {}, [f"hyperparameter {problem}" for problem in problems[1:]] or problems
+        return {}, [f"hyperparameter {problem}" for problem in error.problems] or [error.what]

@@ -110,11 +110,10 @@ def _plan(entry: str, arguments: Mapping[str, Any], words: LaunchWords, argv: Se
     try:
         plan = launch(entry, dry_run=True, **arguments)
     except ConfigurationError as error:
-        found = error.what.split("\n  - ")[1:]
-        if not found:
+        if not error.problems:
             raise
         # Of a script that is missing, launch would say so once more.
-        problems += [problem for problem in found if entry or not problem.startswith("entry ")]
+        problems += [problem for problem in error.problems if entry or not problem.startswith("entry ")]
     else:
         if not problems:
             return plan
