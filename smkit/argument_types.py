@@ -112,14 +112,15 @@ _TYPES: Mapping[str, tuple[_Type, object]] = {
 
 def check(arguments: LaunchArguments) -> tuple[LaunchArguments, list[str]]:
     """Return the arguments, those of a wrong type stood in for, and what is wrong with those."""
-    problems: list[str] = []
-    stand_ins: dict[str, Any] = {}
-    for name, (kind, stand_in) in _TYPES.items():
-        value = getattr(arguments, name)
-        if not kind.holds(value):
-            stand_ins[name] = stand_in
-            problems.append(_problem(name, value, kind))
-    return replace(arguments, **stand_ins), problems
+    found = problems({name: getattr(arguments, name) for name in _TYPES})
+    stand_ins: dict[str, Any] = {name: _TYPES[name][1] for name in found}
+    return replace(arguments, **stand_ins), list(found.values())
+
+
+def problems(given: Mapping[str, object]) -> dict[str, str]:
+    """Return what is wrong with those arguments that are of a wrong type, by their names, which are `launch`'s."""
+    kinds = ((name, value, _TYPES[name][0]) for name, value in given.items())
+    return {name: _problem(name, value, kind) for name, value, kind in kinds if not kind.holds(value)}
 
 
 def _problem(name: str, value: object, kind: _Type) -> str:

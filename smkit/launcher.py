@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from smkit import argument_types, contract, estimator_words, local_plan
-from smkit.errors import JobError
+from smkit.errors import ConfigurationError, JobError
 from smkit.inputs import Input
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, Vendor, absolute
@@ -235,7 +235,7 @@ def attach(
         output_dir: The folder of local jobs; a job in it goes before one of the same name on SageMaker.
 
     Raises:
-        ConfigurationError: There is no such local job, and AWS cannot be asked.
+        ConfigurationError: An argument is of a wrong type; or there is no such local job, and AWS cannot be asked.
         JobError: There is no such job.
     """
     given: object = name
@@ -244,6 +244,14 @@ def attach(
             f"there can be no job {name!r}",
             where="name of attach",
             fix="give a job's name, 1 to 63 letters, digits and '-'; look at 'smkit jobs'",
+        )
+    mistyped = argument_types.problems({"profile_name": profile_name, "region": region, "output_dir": output_dir})
+    if mistyped:
+        raise ConfigurationError.of(
+            list(mistyped.values()),
+            subject=f"attach to '{name}'",
+            where=f"attach({name!r}, ...)",
+            fix="change what is named above",
         )
     jobs = LocalJobs(absolute(output_dir))
     if (jobs.root / name).is_dir():

@@ -270,3 +270,12 @@ def test_a_script_may_be_a_path_and_a_home_may_be_nobodys(project: Path) -> None
 def test_what_cannot_be_a_jobs_name_is_attached_to_nothing(name: Any) -> None:
     with pytest.raises(JobError, match="there can be no job"):
         attach(name)
+
+
+def test_attach_says_what_is_of_a_wrong_type() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        attach("job", region=5, output_dir=3)  # type: ignore[arg-type]
+    assert caught.value.problems == (
+        "region 5: is of type int, and a text belongs here",
+        "output_dir 3: is of type int, and a path belongs here",
+    )

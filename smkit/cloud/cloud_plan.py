@@ -204,7 +204,7 @@ class _Draft:
             ("instances", _instances(arguments), "instance_type, instance_count"),
             ("image", str(algorithm.get("TrainingImage", "none")), self._image_origin),
             ("role", *role),
-            ("account", f"{storage.owner} in {clients.region}", clients.profile_name or "default profile"),
+            ("account", f"{storage.owner} in {clients.region}", clients.profile_name or "default credentials"),
             ("source", f"{count(len(self.files), 'file')}, {amount(size)}", self.prepared.origin_text),
             ("hyperparameters", str(len(self.prepared.hyperparameters)), self.prepared.check),
             *inputs,

@@ -158,6 +158,7 @@ def _is_said_elsewhere(finding: Finding, arguments: LaunchArguments) -> bool:
         or path[:2] == ("ResourceConfig", "KeepAlivePeriodInSeconds")
         or (path == ("ResourceConfig", "InstanceCount") and rule == "range")
         or (path == ("RoleArn",) and rule == "required")
+        or (path == ("ResourceConfig", "InstancePreferences") and not arguments.instance_types)
         or (path[0] == "TrainingJobName" and rule in ("size", "pattern"))
         or (path[0] == "Environment" and rule in ("type", "text", "pattern"))
     )
