@@ -279,3 +279,8 @@ def test_attach_says_what_is_of_a_wrong_type() -> None:
         "region 5: is of type int, and a text belongs here",
         "output_dir 3: is of type int, and a path belongs here",
     )
+
+
+def test_no_instance_type_is_one_problem(project: Path) -> None:
+    found = [problem for problem in problems(instance_type=[]) if "instance_type" in problem]
+    assert found == ["instance_type: missing; 'local', or a type such as 'ml.g5.xlarge'"]

@@ -272,14 +272,14 @@ def test_the_same_data_is_uploaded_once(sagemaker: SageMaker, storage: Storage, 
     data = address("train", files(tmp_path / "one", **contents))
     assert data.size == 3
     assert sagemaker.actions() == []
-    uri = upload(data, storage, prefix="team/")
-    assert uri == f"s3://{sagemaker.bucket}/team/smkit/data/{data.tree_hash}/"
-    there = sagemaker.objects(data.key("team/"))
-    assert {key.removeprefix(data.key("team/")): body.decode() for key, body in there.items()} == contents
+    uri = upload(data, storage)
+    assert uri == f"s3://{sagemaker.bucket}/smkit/data/{data.tree_hash}/"
+    there = sagemaker.objects(data.key())
+    assert {key.removeprefix(data.key()): body.decode() for key, body in there.items()} == contents
     assert puts(sagemaker) == sorted(contents)
     sagemaker.forget_requests()
     again = address("validation", files(tmp_path / "two", **contents)[::-1])
-    assert upload(again, storage, prefix="team/") == uri
+    assert upload(again, storage) == uri
     assert sagemaker.actions() == ["ListObjectsV2"]
 
 

@@ -1,6 +1,6 @@
 """Local data as a channel in S3: under an address made of its content, so that the same data is uploaded once.
 
-    s3://bucket/<prefix>smkit/data/<hash over all paths and contents>/<relative path>
+    s3://bucket/smkit/data/<hash over all paths and contents>/<relative path>
 
 A channel is one prefix. Whatever is there already, from an earlier launch or from one that was cut off, stays; only
 what is missing goes up. This room knows neither jobs nor channels' settings.
@@ -51,9 +51,9 @@ class LocalData:
             "so pack them into shards (tar) or tables",
         )
 
-    def key(self, prefix: str = "") -> str:
+    def key(self) -> str:
         """Return the key that the keys of all files start with."""
-        return f"{prefix}smkit/data/{self.tree_hash}/"
+        return f"smkit/data/{self.tree_hash}/"
 
 
 def address(name: str, files: Sequence[tuple[str, Path]], *, cache: Path | None = None) -> LocalData:
@@ -79,20 +79,19 @@ def address(name: str, files: Sequence[tuple[str, Path]], *, cache: Path | None 
     return LocalData(name, tree.hexdigest(), digested)
 
 
-def upload(data: LocalData, storage: Storage, *, prefix: str = "", cache: Path | None = None) -> str:
+def upload(data: LocalData, storage: Storage, *, cache: Path | None = None) -> str:
     """Upload what S3 does not have yet, and return the URI of the channel.
 
     Args:
         data: What to upload.
         storage: Where to.
-        prefix: What the keys start with, ending in a slash if it is not empty.
         cache: The file of remembered digests; by default in the user's cache folder.
 
     Raises:
         ConfigurationError: AWS refuses, or a file has changed since it was hashed; what is uploaded stays for the next
             attempt.
     """
-    start = data.key(prefix)
+    start = data.key()
     there = storage.sizes(start)
     wanted = {start + file.relative: file for file in data.files}
     strange = sorted(there.keys() - wanted.keys())
