@@ -34,7 +34,7 @@ _DIFF_OPTIONS = (
     *("--src-prefix=a/", "--dst-prefix=b/"),
 )
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def describe(root: Path, left_out: Collection[Path] = ()) -> Provenance | None:
         remote = _git(root, "config", "--get", "remote.origin.url", accepts=(0, 1)).decode(errors="replace").strip()
         diff = _git(root, "diff", *_DIFF_OPTIONS, "HEAD", "--", ".")
     except (OSError, subprocess.SubprocessError) as error:
-        logger.debug("no provenance of %s: %s", root, error)
+        _logger.debug("no provenance of %s: %s", root, error)
         return None
     untracked = [
         os.fsdecode(entry[3:]).encode(errors="replace").decode() for entry in status.split(b"\0") if entry[:2] == b"??"
