@@ -58,6 +58,10 @@ class LogLine(str):
         line.host, line.text, line.seconds = host, text, seconds
         return line
 
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
+        # For pickle, which would make a line of its text alone.
+        return (self.text,), {"host": self.host, "shows_host": self.shows_host, "seconds": self.seconds}
+
     @property
     def shows_host(self) -> bool:
         return len(self) > len(self.text)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import io
 import itertools
+import json
 import math
 import os
 import pickle
@@ -528,9 +529,11 @@ def on_terminal(program: str, environment: dict[str, str]) -> str:
     return written.decode()
 
 
-def test_lines_are_plain_text_that_can_be_sent_to_another_process() -> None:
-    lines = list(Job("job", Service(["a"])).logs())
-    assert pickle.loads(pickle.dumps(lines)) == ["a"]
+def test_lines_are_texts_that_can_be_sent_to_another_process() -> None:
+    lines = list(Job("job", Service(["a|1"], hosts=2)).logs())
+    (line,) = pickle.loads(pickle.dumps(lines))
+    assert (line, line.host, line.text) == ("[a] 1", "a", "1")
+    assert json.dumps(lines) == '["[a] 1"]'
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
