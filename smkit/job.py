@@ -161,10 +161,12 @@ class Job:
                 if line is not None:
                     news.log_has_begun = True
                     say(paint.line(line))
-                elif time.monotonic() > deadline:
-                    raise self._error(
-                        f"is still running after {timeout_seconds:g} s", fix="wait() for longer, or stop() it"
-                    )
+                if time.monotonic() > deadline:
+                    if not self._has_ended():
+                        raise self._error(
+                            f"is still running after {timeout_seconds:g} s", fix="wait() for longer, or stop() it"
+                        )
+                    deadline = math.inf
         except KeyboardInterrupt:
             self._interrupted()
             raise
@@ -172,6 +174,11 @@ class Job:
         if show_logs:
             say(f"job '{self.name}' completed; its model: {_readable(location)}")
         return self
+
+    def _has_ended(self) -> bool:
+        with contextlib.suppress(OutOfReach):
+            return has_ended(self.describe())
+        return False
 
     def stop(self, *, grace_seconds: float = 120) -> None:
         """Stop the job as SageMaker does: SIGTERM to the script, SIGKILL to whatever is left after the grace.

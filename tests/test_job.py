@@ -197,6 +197,19 @@ def test_a_log_that_always_grows_is_read_up_to_now_all_the_same() -> None:
     assert list(Job("job", Service(["a", None, "b", None, None, "c"])).logs(follow=False)) == ["a", "b"]
 
 
+def test_a_log_that_never_pauses_does_not_outlast_the_time_to_wait() -> None:
+    def endless() -> Iterator[LogLine]:
+        for number in itertools.count():
+            yield LogLine(f"line {number}", host="algo-1", shows_host=False)
+
+    service = Service(descriptions=[running("Training")])
+    service.log_lines = lambda name: endless()  # type: ignore[assignment, method-assign]
+    with pytest.raises(JobError, match="is still running after 0 s"):
+        Job("job-1", service).wait(timeout_seconds=0)
+    ended = Service([f"line {number}" for number in range(5)])
+    assert Job("job-1", ended).wait(timeout_seconds=0).status == "Completed"
+
+
 WAIT_FOR_EVER = """
     import sys; sys.path.insert(0, {tests!r})
     from test_job import Job, Service, running

@@ -509,3 +509,11 @@ def test_whatever_launch_was_given_the_answer_is_texts(
     assert all(isinstance(text, str) for text in request_warnings(given, image=image(given), today=TODAY, **flags))
     # What passes here passes botocore's own check too; role and environment are looked at before.
     assert found or is_valid({"RoleArn": ROLE, **built, "Environment": {}})
+
+
+@pytest.mark.parametrize("part", ["AlgorithmSpecification", "ResourceConfig", "OutputDataConfig", "StoppingCondition"])
+def test_no_part_that_a_job_needs_can_be_taken_out(part: str) -> None:
+    assert (
+        f"request {part}: a job needs it; leave it out of request=, or give the parts that are to change"
+        in problems(request={part: None})
+    )

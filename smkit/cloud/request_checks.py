@@ -49,6 +49,7 @@ def request_problems(
     known = set(model.enum("ResourceConfig.InstanceType"))
     types = [name for name in map(str, arguments.instance_types) if name in known]
     return [
+        *_missing_parts(request),
         *_model_problems(request, arguments, model),
         *_time_problems(arguments),
         *_capacity_problems(request, arguments),
@@ -60,6 +61,13 @@ def request_problems(
         *_name_problems(request, arguments),
         *_secret_problems(request, arguments),
     ]
+
+
+def _missing_parts(request: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a job of a script cannot do without; the API has other jobs, so that its model asks for none of it."""
+    for part in ("AlgorithmSpecification", "ResourceConfig", "OutputDataConfig", "StoppingCondition"):
+        if not isinstance(request.get(part), Mapping):
+            yield f"request {part}: a job needs it; leave it out of request=, or give the parts that are to change"
 
 
 def request_warnings(
