@@ -1,5 +1,6 @@
-"""Run the digits example here as a SageMaker job would run it: through the real sagemaker-training toolkit."""
+"""Run the digits example as a job: here through the real sagemaker-training toolkit, or on the instance type given."""
 
+import sys
 from pathlib import Path
 
 from data import write_channels
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     job = smkit.launch(
         "train.py",
         source_dir=HERE,
-        instance_type="local",
+        instance_type=sys.argv[1] if len(sys.argv) > 1 else "local",
         inputs=write_channels(Path("runs") / "digits-data"),
         hyperparameters=DigitsSettings(epochs=30, monitor="accuracy", monitor_mode="max"),
     )
