@@ -24,7 +24,7 @@ from urllib.request import url2pathname
 from smkit.artifacts import Artifact, Remains, gather
 from smkit.errors import ConfigurationError, JobError
 from smkit.job_cost import Cost, Price, cost
-from smkit.log_view import LogLine, Paint, collapse_bars, last_lines, last_traceback
+from smkit.log_view import LogLine, Paint, collapse_bars, fold_environment, last_lines, last_traceback
 from smkit.metric_rows import JobMetrics, final_metrics, read_metrics
 from smkit.report import say
 from smkit.watching import OutOfReach, StatusNews, Watch, has_ended
@@ -143,7 +143,8 @@ class Job:
 
         Args:
             timeout_seconds: Give up waiting after this long; the job goes on.
-            show_logs: Write the log, and at the end where the model is, to standard error.
+            show_logs: Write the log, and at the end where the model is, to standard error. The lines in which the toolkit
+                shows the job's environment are left to `logs`.
 
         Raises:
             JobError: The job failed or was stopped, or is still running after `timeout_seconds`.
@@ -157,7 +158,7 @@ class Job:
             watch.settle_seconds = lambda _: 0
         try:
             source = self.service.log_lines(self.name) if show_logs else itertools.repeat(None)
-            for line in collapse_bars(watch.lines(source)):
+            for line in collapse_bars(fold_environment(watch.lines(source))):
                 if line is not None:
                     news.log_has_begun = True
                     say(paint.line(line))

@@ -30,6 +30,7 @@ _CHAIN = ("The above exception was the direct cause", "During handling of the ab
 _EXCEPTION = re.compile(r"([\w.]+\.)?[A-Z]\w*(:|$)")
 _TRACEBACK_LINES = 30
 _LAST_LINES = 10
+_ENVIRONMENT_BEGINS = "Training Env:"
 _SCRIPT_BEGINS = "Invoking script with the following command:"
 _TOOLKITS_OWN = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} sagemaker[\w-]* +[A-Z]+ ")
 _TOOLKITS_VIEW = re.compile(r"ExecuteUserScriptError:|Reporting training FAILURE")
@@ -68,6 +69,27 @@ class LogLine(str):
 
     def with_text(self, text: str) -> LogLine:
         return LogLine(text, host=self.host, shows_host=self.shows_host, seconds=self.seconds)
+
+
+def fold_environment(lines: Iterator[LogLine | None]) -> Iterator[LogLine | None]:
+    """Yield `lines` without those, about a hundred for each host, in which the toolkit shows the job's environment.
+
+    What the script says stays as it is, even these words: they count only before the toolkit has begun with it.
+    """
+    shown: dict[str, int] = {}
+    begun: set[str] = set()
+    for line in lines:
+        if line is None or line.host in begun:
+            yield line
+        elif _SCRIPT_BEGINS in line.text:
+            begun.add(line.host)
+            if count := shown.pop(line.host, 0):
+                yield line.with_text(f"(the job's environment: {count} lines in the log)")
+            yield line
+        elif line.text.strip() == _ENVIRONMENT_BEGINS or line.host in shown:
+            shown[line.host] = shown.get(line.host, 0) + 1
+        else:
+            yield line
 
 
 def collapse_bars(lines: Iterator[LogLine | None]) -> Iterator[LogLine | None]:

@@ -210,6 +210,19 @@ def test_a_log_that_never_pauses_does_not_outlast_the_time_to_wait() -> None:
     assert Job("job-1", ended).wait(timeout_seconds=0).status == "Completed"
 
 
+def test_the_environment_that_the_toolkit_shows_is_folded_and_no_line_of_the_script(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = ["Training Env:", "{", "Invoking script with the following command:", "end"]
+    before = ["pip install", "Training Env:", "{", "SM_HOSTS=[]"]
+    log = [*before, "Invoking script with the following command:", "python train.py", *script]
+    Job("job-1", Service(log)).wait()
+    said = capsys.readouterr().err.splitlines()
+    assert said[:3] == ["pip install", "(the job's environment: 3 lines in the log)", *log[4:5]]
+    assert said[3:8] == ["python train.py", *script]
+    assert list(Job("job-1", Service(log)).logs()) == log
+
+
 WAIT_FOR_EVER = """
     import sys; sys.path.insert(0, {tests!r})
     from test_job import Job, Service, running
