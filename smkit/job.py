@@ -143,8 +143,8 @@ class Job:
 
         Args:
             timeout_seconds: Give up waiting after this long; the job goes on.
-            show_logs: Write the log, and at the end where the model is, to standard error. What the toolkit shows of the
-                environment is left to `logs`.
+            show_logs: Write the log, and at the end where the model is, to standard error. What the toolkit shows of
+                the environment is left to `logs`.
 
         Raises:
             JobError: The job failed or was stopped, or is still running after `timeout_seconds`.
