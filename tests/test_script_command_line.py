@@ -70,7 +70,8 @@ def test_a_job_gets_what_the_script_would_have_got(options: list[list[str]]) -> 
         texts = encode(arguments.hyperparameters)
         start = toolkit(write_config(Path(base), hyperparameters=texts), texts)
         # JSON has numbers where a command line has texts, so that a job may take 0.0 for a bool.
-        assert _outcome(words, {}) in (None, _outcome(start.argv, start.env))
+        here = _outcome([*words, f"--run-dir={base}/run"], {})
+        assert here in (None, _outcome(start.argv, start.env))
 
 
 def _outcome(argv: list[str], env: dict[str, str]) -> Settings | None:
