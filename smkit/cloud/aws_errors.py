@@ -24,12 +24,11 @@ _SIGN_IN_AGAIN = frozenset({"UnauthorizedSSOTokenError", "SSOTokenLoadError", "T
 _MISSING = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "NoAuthTokenError", "SSOError"}
 )
-_UNKNOWN_KEY = frozenset(
-    {
-        *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "AuthFailure", "OptInRequired"),
-        *("SignatureDoesNotMatch", "InvalidSignatureException", "IncompleteSignature", "InvalidToken"),
-    }
-)
+_DELETED_KEY = frozenset({"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"})
+_UNKNOWN_KEY = _DELETED_KEY | {
+    *("AuthFailure", "OptInRequired", "SignatureDoesNotMatch", "InvalidSignatureException"),
+    *("IncompleteSignature", "InvalidToken"),
+}
 _DENIED = frozenset(
     {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized", "AuthorizationError", "403"}
 )
@@ -102,6 +101,11 @@ def error_code(error: BaseException | None) -> str:
 def is_expired(error: BaseException) -> bool:
     """Whether the credentials have run out, so that the same call can succeed with renewed ones."""
     return error_code(error) in _EXPIRED
+
+
+def is_without_credentials(error: BaseException) -> bool:
+    """Whether the credentials are gone, or half renewed."""
+    return error_code(error) in _MISSING | _DELETED_KEY
 
 
 def is_denied(error: BaseException) -> bool:

@@ -9,19 +9,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from smkit.cloud.aws import Clients
-from smkit.cloud.aws_errors import aws_errors, error_code, is_expired, is_passing
+from smkit.cloud.aws_errors import aws_errors, is_expired, is_passing, is_without_credentials
 from smkit.errors import ConfigurationError, JobError, SmkitError
 from smkit.watching import OutOfReach
 
 _Answer = TypeVar("_Answer")
 
-_LOST = frozenset(
-    {
-        *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "NoAuthTokenError", "SSOError"),
-        *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId"),
-    }
-)
-"""What AWS and botocore say of credentials that are gone, or half renewed."""
 _RENEWAL_SECONDS = 15 * 60.0
 """How long to wait for a person to sign in again."""
 
@@ -75,4 +68,4 @@ class Connection:
 
     def _have_run_out(self, error: SmkitError) -> bool:
         """Whether the credentials have, or cannot be found any more although they once were."""
-        return is_expired(error) or (self._has_worked and error_code(error) in _LOST)
+        return is_expired(error) or (self._has_worked and is_without_credentials(error))
