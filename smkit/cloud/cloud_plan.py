@@ -27,7 +27,7 @@ from smkit.cloud.request import build_request, processes_per_host
 from smkit.cloud.request_checks import request_problems, request_warnings
 from smkit.cloud.role import account_of, find_role
 from smkit.cloud.service_model import ServiceModel
-from smkit.cloud.storage import Storage, default_bucket
+from smkit.cloud.storage import PREFIX, Storage, default_bucket
 from smkit.cloud.submission import LAUNCH_TAG, Submission
 from smkit.cloud.uploads import LocalData, address
 from smkit.errors import ConfigurationError
@@ -40,8 +40,6 @@ from smkit.s3_uris import is_bucket_name
 from smkit.source.archive import content_hash
 from smkit.source.vendor import vendored
 
-_PREFIX = "smkit"
-"""What all keys in the bucket start with; source/, data/ and jobs/ are below it."""
 _PYTHON_OF_UNKNOWN_IMAGES = "3.12"
 _Found = TypeVar("_Found")
 
@@ -101,7 +99,7 @@ class _Code:
 
     @property
     def key(self) -> str:
-        return f"{_PREFIX}/source/{self.sha256}/sourcedir.tar.gz"
+        return f"{PREFIX}/source/{self.sha256}/sourcedir.tar.gz"
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ class _Draft:
     def request(self) -> dict[str, Any]:
         """Return the request; with a stand-in for what is missing, so that all else can be checked."""
         bucket = self.storage.bucket if self.storage else "bucket"
-        jobs = f"s3://{bucket}/{_PREFIX}/jobs"
+        jobs = f"s3://{bucket}/{PREFIX}/jobs"
         tags = self._tags()
         request = build_request(
             self.arguments,
@@ -237,7 +235,7 @@ class _Draft:
             source_key=code.key,
             source_sha256=code.sha256,
             data=list(self.data.values()),
-            record_key=f"{_PREFIX}/jobs/{self.prepared.name}/code.json",
+            record_key=f"{PREFIX}/jobs/{self.prepared.name}/code.json",
             record=origin.as_json(code.sha256) if origin else json.dumps({"code_sha256": code.sha256, "git": None}),
         )
 

@@ -22,6 +22,8 @@ from smkit.cloud.aws import Clients
 from smkit.cloud.aws_errors import aws_errors, error_code, is_denied
 from smkit.errors import ConfigurationError, JobError, SmkitError
 
+PREFIX = "smkit"
+"""What all of smkit's keys in a bucket start with; source/, data/ and jobs/ are below it."""
 PART_BYTES = 32 * 1024 * 1024
 """An object of more goes up in parts of this size; S3 takes 10,000 of them, which is 312 GiB."""
 _MAX_PARTS = 10_000

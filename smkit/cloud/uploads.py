@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smkit.cloud.digests import LocalFile, default_cache, digest_files, remember
-from smkit.cloud.storage import Storage, Upload
+from smkit.cloud.storage import PREFIX, Storage, Upload
 from smkit.cloud.transfer_line import TransferLine
 from smkit.errors import ConfigurationError
 
@@ -53,7 +53,7 @@ class LocalData:
 
     def key(self) -> str:
         """Return the key that the keys of all files start with."""
-        return f"smkit/data/{self.tree_hash}/"
+        return f"{PREFIX}/data/{self.tree_hash}/"
 
 
 def address(name: str, files: Sequence[tuple[str, Path]], *, cache: Path | None = None) -> LocalData:
