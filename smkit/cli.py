@@ -8,7 +8,6 @@ wrong arguments or settings, 130 Ctrl-C, 141 nobody reads standard output any mo
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ import smkit
 from smkit import report
 from smkit.commands import screens
 from smkit.contract import INTERRUPTED_EXIT_STATUS
-from smkit.errors import ConfigurationError, SmkitError
+from smkit.errors import ConfigurationError, SmkitError, did_you_mean
 
 _PIPE_CLOSED_EXIT_STATUS = 141
 """128 + SIGPIPE: what a shell reports of a program whose reader has gone."""
@@ -46,9 +45,8 @@ def _run(words: Sequence[str]) -> int:
         parser.print_help()
         return 0
     if not words[0].startswith("-") and words[0] not in commands:
-        near = difflib.get_close_matches(words[0], commands, n=1)
         raise ConfigurationError(
-            f"there is no command '{words[0]}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+            f"there is no command '{words[0]}'{did_you_mean(words[0], commands)}",
             where="smkit COMMAND",
             fix=f"one of: {', '.join(commands)}",
         )

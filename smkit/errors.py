@@ -11,7 +11,8 @@ This room knows no other room of smkit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -67,6 +68,12 @@ class CheckpointError(SmkitError):
 
 class JobError(SmkitError):
     """A job failed, was stopped, or cannot be found."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return the question that follows a mistyped word in a message, nothing where no choice is like it."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _rebuild(kind: type[SmkitError], what: str, where: str, fix: str) -> SmkitError:

@@ -5,8 +5,9 @@ Whoever moves an old script over meets each of them once; the answer is the new 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
+
+from smkit.errors import did_you_mean
 
 _NEW_WORDS = {
     "base_job_name": "name, or nothing: a launch makes a name of the script's and the time",
@@ -79,5 +80,4 @@ def problems(words: Iterable[str], *, known: Iterable[str]) -> Iterator[str]:
         if word in _NEW_WORDS:
             yield f"{word}: the estimator's word; launch's is {_NEW_WORDS[word]}"
         else:
-            near = difflib.get_close_matches(word, choices, n=1)
-            yield f"{word}: launch has no such argument" + (f"; did you mean '{near[0]}'?" if near else "")
+            yield f"{word}: launch has no such argument{did_you_mean(word, choices)}"

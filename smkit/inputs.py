@@ -5,18 +5,18 @@ This room only reads what the user wrote and what lies on this machine; it uploa
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from smkit import contract
+from smkit.errors import did_you_mean
 from smkit.s3_uris import looks_like_s3, parse_uri
 
 Mode = Literal["File", "FastFile", "Pipe"]
@@ -137,7 +137,7 @@ def _given_input(name: str, given: Input) -> GivenInput:
         if matches:
             return GivenInput(name, given, root=root, matches=matches)
         raise ValueError(f"no file matches {path}")
-    raise ValueError(f"there is no {path}{_suggestion(path.name, _names(path.parent))}")
+    raise ValueError(f"there is no {path}{did_you_mean(path.name, _names(path.parent))}")
 
 
 def _text(source: object) -> str:
@@ -224,11 +224,6 @@ def _name_problem(relative: str) -> str:
     if len(relative.encode("utf-8", errors="replace")) > _MAX_KEY_BYTES:
         return f"has a path of more than {_MAX_KEY_BYTES} bytes"
     return ""
-
-
-def _suggestion(word: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _names(folder: Path) -> list[str]:

@@ -135,7 +135,7 @@ ALLOWED = {
         *("preflight", "progress", "randomness", "report", "run_state", "start_table", "stopping", "validation"),
     },
     # launch wing
-    "inputs": {"contract", "s3_uris"},
+    "inputs": {"contract", "errors", "s3_uris"},
     "launch_arguments": {"contract", "errors", "hyperparameters", "inputs", "secret_references"},
     "script_settings_probe": {"annotations", "arguments", "errors", "secret_references", "settings", "sources"},
     "script_settings": {"hyperparameters", "wire"},
@@ -149,9 +149,9 @@ ALLOWED = {
     "source.provenance": {"source.credentials"},
     "source.walk": {"contract", "source.ignore_rules"},
     "source.wheels": {"errors"},
-    "source.survey": {"source.credentials", "source.ignore_rules", "source.walk"},
+    "source.survey": {"errors", "source.credentials", "source.ignore_rules", "source.walk"},
     "source.archive": {"errors", "source.survey", "source.walk"},
-    "source.merge": {"source.requirements", "source.survey"},
+    "source.merge": {"errors", "source.requirements", "source.survey"},
     "source.vendor": {"source.merge", "source.survey", "source.wheels"},
     # jobs, wherever they run
     "log_view": {"report"},
@@ -168,7 +168,7 @@ ALLOWED = {
     "cloud": set(),
     "cloud.services": set(),
     "cloud.instances": set(),
-    "cloud.service_model": set(),
+    "cloud.service_model": {"errors"},
     "cloud.images": {"cloud.instances"},
     "cloud.request": {"cloud.images", "cloud.instances", "contract", "inputs", "launch_arguments"},
     "cloud.request_checks": {
@@ -208,7 +208,7 @@ ALLOWED = {
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
     "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
     # the doors
-    "estimator_words": set(),
+    "estimator_words": {"errors"},
     "argument_types": {"launch_arguments"},
     "launcher": {
         *("argument_types", "cloud.aws", "cloud.cloud_plan", "cloud.jobs", "contract", "errors", "estimator_words"),

@@ -6,7 +6,6 @@ once. Silence of AWS becomes an error in a minute, refusals for the moment are r
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any, cast
 
 from smkit.cloud.aws_errors import aws_errors
 from smkit.cloud.services import S3, Iam, Logs, SageMaker, Sts
-from smkit.errors import ConfigurationError
+from smkit.errors import ConfigurationError, did_you_mean
 
 ATTEMPTS = 10
 """For a service that answers with "slow down" or an error of its own; botocore's four end in a second or two."""
@@ -248,9 +247,8 @@ def _unknown_profile(profile_name: str | None) -> ConfigurationError:
     wanted = profile_name or os.environ.get(variable, "")
     # A bare session does not load the profile that is missing.
     profiles = sorted(botocore.session.Session(profile="default").available_profiles)
-    near = difflib.get_close_matches(wanted, profiles, n=1)
     return ConfigurationError(
-        f"there is no AWS profile '{wanted}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+        f"there is no AWS profile '{wanted}'{did_you_mean(wanted, profiles)}",
         where="profile_name of launch" if profile_name else variable,
         fix=f"one of: {', '.join(profiles)}" if profiles else "'aws configure' makes the first one",
     )
@@ -280,9 +278,8 @@ def _partition(session: Any, region: str) -> str:
         return str(session.get_partition_for_region(region))
     except UnknownRegionError as error:
         regions = [name for part in ("aws", "aws-cn", "aws-us-gov") for name in _regions(session, part)]
-        near = difflib.get_close_matches(region.lower(), regions, n=1)
         raise ConfigurationError(
-            f"there is no AWS region '{region}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+            f"there is no AWS region '{region}'{did_you_mean(region.lower(), regions)}",
             where="region of launch, or the session, the environment or the profile, where launch was given none",
             fix="a region's short name, such as eu-central-1 for Frankfurt",
         ) from error

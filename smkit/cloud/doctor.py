@@ -7,7 +7,6 @@ nothing and shows nothing.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -23,7 +22,7 @@ from smkit.cloud.images import find_image, image_warnings
 from smkit.cloud.role import find_role
 from smkit.cloud.service_model import ServiceModel
 from smkit.cloud.storage import default_bucket
-from smkit.errors import SmkitError
+from smkit.errors import SmkitError, did_you_mean
 
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
 State = Literal["ok", "note", "warning", "problem"]
@@ -112,11 +111,10 @@ def _machine(wishes: Wishes) -> Iterator[Check]:
         knows = f" and knows {wanted}" if wanted in known else ""
         yield Check("boto3", "ok", f"{boto3}{knows}")
         return
-    near = difflib.get_close_matches(str(wanted), known, n=1)
     yield Check(
         "boto3",
         "problem",
-        f"{boto3} knows no instance type '{wanted}'" + (f"; did you mean '{near[0]}'?" if near else ""),
+        f"{boto3} knows no instance type '{wanted}'{did_you_mean(str(wanted), known)}",
         "correct the name; if the type is younger than this boto3: pip install -U boto3",
     )
 

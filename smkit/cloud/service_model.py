@@ -7,11 +7,12 @@ network, and knows no argument of `launch`: it speaks of fields by their names i
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from smkit.errors import did_you_mean
 
 Part = str | int
 Rule = Literal["unknown", "required", "type", "size", "range", "choice", "text", "pattern"]
@@ -90,12 +91,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-10:]}"
 
 
-def near(word: str, choices: Sequence[str]) -> str:
-    """Return the question after a misspelled word, or nothing."""
-    found = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
 _HIDDEN = ("Environment", "HyperParameters")
 """Maps whose values may be secrets: messages end in logs, and tell how long a value is, never what it is."""
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -139,7 +134,7 @@ def _structure(shape: Any, value: Mapping[Any, Any], path: tuple[Part, ...]) -> 
         if key in shape.members:
             yield from _walk(shape.members[key], item, (*path, key))
         else:
-            fault = f"there is no such field{near(_name(key), list(shape.members))}"
+            fault = f"there is no such field{did_you_mean(_name(key), list(shape.members))}"
             yield Finding((*path, _name(key)), "", fault, "unknown")
     for key in shape.required_members:
         if key not in value:
@@ -173,7 +168,7 @@ def _text(shape: Any, value: str, path: tuple[Part, ...]) -> Iterator[Finding]:
     choices = list(getattr(shape, "enum", ()))
     if choices and value not in choices:
         listed = ", ".join(f"'{choice}'" for choice in choices) if len(choices) <= 8 else f"{len(choices)}"
-        yield Finding(path, _visible(path, value), f"not one of {listed}{near(value, choices)}", "choice")
+        yield Finding(path, _visible(path, value), f"not one of {listed}{did_you_mean(value, choices)}", "choice")
     pattern = shape.metadata.get("pattern")
     # A text of the wrong length has been said to be wrong; and what is long is no food for a backtracking pattern.
     if pattern and not size and not _matches(pattern, value):

@@ -10,8 +10,9 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
+from smkit.errors import did_you_mean
 from smkit.source.requirements import Line, is_below, normal, of_distribution, read_lines
-from smkit.source.survey import Source, near
+from smkit.source.survey import Source
 
 REQUIREMENTS_FILE = "requirements.txt"
 """What the toolkit hands to pip, in the folder of the code."""
@@ -55,7 +56,7 @@ class Merge:
             if line.name == "smkit":
                 extras.update(line.extras)
                 self.problems += [
-                    f"{_place(path, line)}: smkit has no extra '{extra}'{near(extra, known)}"
+                    f"{_place(path, line)}: smkit has no extra '{extra}'{did_you_mean(extra, known)}"
                     for extra in line.extras
                     if extra not in map(normal, known)
                 ]
@@ -110,7 +111,7 @@ class Merge:
         if included.startswith(("/", "../")):
             self.problems.append(f"{_place(path, line)}: '{line.value}' leads out of the folder; put a copy into it")
         elif included not in files:
-            self.problems.append(f"{_place(path, line)}: no file '{included}' travels{near(included, files)}")
+            self.problems.append(f"{_place(path, line)}: no file '{included}' travels{did_you_mean(included, files)}")
         elif included not in self._given:
             if line.option in _CONSTRAINTS or path in self._constraints:
                 self._constraints.add(included)

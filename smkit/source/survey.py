@@ -5,7 +5,6 @@ This room judges what the walk has found: the script, sizes, links and secrets. 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smkit.errors import did_you_mean
 from smkit.source import credentials
 from smkit.source.ignore_rules import names_any
 from smkit.source.walk import IGNORE_FILE, SourceFile, Walk
@@ -65,7 +65,11 @@ def survey(root: Path, *, entry: str, own_folders: Iterable[Path] = (), allow_se
     """
     root = root.absolute().resolve()
     if not root.is_dir():
-        what = "a file, not a folder" if root.exists() else f"there is no such folder{near(root.name, root.parent)}"
+        what = (
+            "a file, not a folder"
+            if root.exists()
+            else f"there is no such folder{did_you_mean(root.name, _names(root.parent))}"
+        )
         return Source(root, entry, problems=(f"source_dir '{root}': {what}",))
     walk = Walk(root, entry, own_folders)
     walk.run()
@@ -80,12 +84,8 @@ def survey(root: Path, *, entry: str, own_folders: Iterable[Path] = (), allow_se
     return Source(root, entry, files, frozenset(walk.left_out), tuple(problems), tuple(warnings))
 
 
-def near(word: str, choices: Path | Iterable[str]) -> str:
-    """Return a suggestion for a mistyped word, if there is one: of these choices, or of what a folder holds."""
-    if isinstance(choices, Path):
-        choices = [path.name for path in choices.iterdir()] if choices.is_dir() else []
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _entry_problems(root: Path, entry: str, files: Iterable[SourceFile]) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _entry_problems(root: Path, entry: str, files: Iterable[SourceFile]) -> Iter
         scripts = [file.path for file in files if file.path.endswith((".py", ".sh"))]
         elsewhere = [path for path in scripts if path.endswith(f"/{entry}")]
         choices = elsewhere or [path for path in scripts if path.count("/") == entry.count("/")]
-        yield f"entry '{entry}': not in {root}{near(entry, choices)}"
+        yield f"entry '{entry}': not in {root}{did_you_mean(entry, choices)}"
 
 
 def _size_problems(root: Path, files: Sequence[SourceFile]) -> Iterator[str]:
