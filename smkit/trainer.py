@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
@@ -24,7 +24,7 @@ from typing_extensions import TypeVar
 from smkit import contract, preflight, report
 from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
-from smkit.data.batches import Loader
+from smkit.data.batches import Group, Loader
 from smkit.data.draws import Transform
 from smkit.data.layouts import open_dataset
 from smkit.data.loader import Workers
@@ -207,9 +207,9 @@ class Trainer(ABC, Generic[HP]):
                 self._prepare()
                 while not self._is_finished():
                     batches = iter(self._loader)
-                    for sizes in self._loader.groups():
+                    for group in self._loader.groups():
                         try:
-                            self._train_on(batches, sizes)
+                            self._train_on(batches, group)
                         except RuntimeError:
                             # A request to stop that reaches the worker processes too takes their data away.
                             if self._stop:
@@ -319,12 +319,12 @@ class Trainer(ABC, Generic[HP]):
     def _begin_interval(self) -> None:
         self._interval_began, self._interval_step, self._waited_seconds = time.monotonic(), self.step, 0.0
 
-    def _train_on(self, batches: Iterator[Any], sizes: Sequence[int]) -> None:
-        """Do one optimizer step on the next micro-batches, whose numbers of samples are `sizes`."""
+    def _train_on(self, batches: Iterator[Any], group: Group) -> None:
+        """Do one optimizer step on the next micro-batches, those of `group`."""
         placement = self.placement
-        total = sum(sizes)
+        total = group.samples
         mean_loss: Tensor | None = None
-        for size in sizes:
+        for size in group.shares:
             began = time.perf_counter()
             batch = placement.move(next(batches))
             self._waited_seconds += time.perf_counter() - began

@@ -35,7 +35,7 @@ def validate(
     try:
         # Not inference_mode: what a model caches in it could never be trained with.
         with random_state_kept(), torch.no_grad():
-            for (samples,), batch in zip(loader.groups(), loader, strict=False):
+            for (_, (samples,)), batch in zip(loader.groups(), loader, strict=False):
                 if stop:
                     return None
                 with placement.autocast():

@@ -109,13 +109,14 @@ def loader(kind: str, **options: Any) -> Any:
 def steps(data: Any) -> Iterator[dict[str, Any]]:
     """Yield what this rank is given in each step that is left of the epoch: samples and their draws by micro-batch."""
     batches = iter(data)
-    for sizes in data.groups():
-        given = [next(batches) for _ in sizes]
+    for group in data.groups():
+        # Without the samples that stand in for an empty share.
+        given = [[part[:share] for part in next(batches)] for share in group.shares]
         yield {
             "epoch": data.epoch,
             "step": data.step,
-            "samples": [[] if batch is None else batch[0].tolist() for batch in given],
-            "draws": [[] if batch is None else [row.numpy().tobytes().hex() for row in batch[1]] for batch in given],
+            "samples": [numbers.tolist() for numbers, _ in given],
+            "draws": [[row.numpy().tobytes().hex() for row in draws] for _, draws in given],
         }
 
 

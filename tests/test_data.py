@@ -39,9 +39,12 @@ def numbers(n: int) -> Arrays:
     return Arrays({"number": torch.arange(n)})
 
 
-def read(batches) -> list[list[int]]:
-    """The samples of batches of `numbers`; an empty share is an empty list."""
-    return [[] if batch is None else batch[0].tolist() for batch in batches]
+def read(loader) -> list[list[int]]:
+    """The samples of batches of `numbers`, without those that stand in for an empty share."""
+    shares = [share for group in loader.groups() for share in group.shares]
+    given = [batch[0].tolist() for batch in loader]
+    assert [len(samples) for samples in given] == [max(share, 1) for share in shares]
+    return [samples[:share] for samples, share in zip(given, shares, strict=True)]
 
 
 def flat(batches: list[list[int]]) -> list[int]:
@@ -146,7 +149,8 @@ def test_every_sample_is_seen_once_an_epoch_by_one_rank_in_the_step_that_the_ord
     groups = list(make_loader(numbers(n), batch_size=batch_size, gradient_accumulation_steps=accumulation).groups())
     assert len(groups) == loaders[0].steps_per_epoch == -(-n // batch_size)
     seen = []
-    for sizes in groups:
+    for samples, sizes in groups:
+        assert samples == sum(sizes)
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) <= per_rank * world_size
         for size in sizes:
@@ -161,21 +165,28 @@ def test_every_sample_is_seen_once_an_epoch_by_one_rank_in_the_step_that_the_ord
 def test_groups_give_the_samples_of_each_micro_batch_of_a_step_so_that_a_short_one_weighs_less():
     loader = make_loader(numbers(38), batch_size=16, gradient_accumulation_steps=4)
     groups = list(loader.groups())
-    assert groups == [(4, 4, 4, 4), (4, 4, 4, 4), (3, 3)]
+    assert groups == [(16, (4, 4, 4, 4)), (16, (4, 4, 4, 4)), (6, (3, 3))]
     assert groups[0] is groups[1]
     assert len(loader) == 10
     loader.advance()
     assert list(loader.groups()) == groups[1:]
-    assert list(make_loader(numbers(9), batch_size=8, gradient_accumulation_steps=2).groups()) == [(4, 4), (1,)]
-    assert list(make_loader(numbers(3), batch_size=8).groups()) == [(3,)]
+    assert list(make_loader(numbers(9), batch_size=8, gradient_accumulation_steps=2).groups()) == [
+        (8, (4, 4)),
+        (1, (1,)),
+    ]
+    assert list(make_loader(numbers(3), batch_size=8).groups()) == [(3, (3,))]
+    ranks = [make_loader(numbers(9), batch_size=6, rank=rank, world_size=2) for rank in range(2)]
+    assert [list(rank.groups()) for rank in ranks] == [[(6, (3,)), (3, (1,))], [(6, (3,)), (3, (2,))]]
 
 
-def test_a_rank_without_a_share_of_the_last_samples_gets_none_whatever_the_data_set():
+def test_a_rank_without_a_share_of_the_last_samples_gets_one_that_weighs_nothing_whatever_the_data_set():
     for dataset in (numbers(5), TensorDataset(torch.arange(5)), Subset(numbers(5), range(5)), Counting(5)):
         loader = make_loader(dataset, batch_size=4, rank=0, world_size=4)
-        first, last = loader
-        assert first is not None
-        assert last is None
+        assert [group.shares for group in loader.groups()] == [(1,), (0,)]
+        theirs = make_loader(dataset, batch_size=4, rank=3, world_size=4)
+        assert [torch.as_tensor(batch[0]).tolist() for batch in loader][1:] == [
+            torch.as_tensor(batch[0]).tolist() for batch in theirs
+        ][1:]
 
 
 def test_a_batch_size_that_does_not_divide_is_refused_with_those_that_do():
@@ -234,9 +245,15 @@ def test_a_resumed_loader_gives_the_batches_that_are_left_and_reads_no_other_sam
     data, resumed = loaders(ranks)
     for loader in resumed:
         loader.load_state_dict(state)
-    micro_batches = zip(*resumed, strict=True)
-    assert [s for shares in micro_batches for share in shares if share is not None for s in share.tolist()] == left
-    assert sorted(sample for dataset in data for sample in dataset.read) == sorted(left)
+    shares = [[share for group in loader.groups() for share in group.shares] for loader in resumed]
+    given = [
+        [batch.tolist()[:share] for batch, share in zip(loader, own, strict=True)]
+        for loader, own in zip(resumed, shares, strict=True)
+    ]
+    assert [sample for micro_batch in zip(*given, strict=True) for part in micro_batch for sample in part] == left
+    stand_ins = sum(share == 0 for own in shares for share in own)
+    assert len([sample for dataset in data for sample in dataset.read]) == len(left) + stand_ins
+    assert {sample for dataset in data for sample in dataset.read} == set(left)
 
 
 def test_the_state_says_what_was_trained_on_and_not_what_was_fetched():
@@ -276,7 +293,9 @@ def test_a_consumer_that_reads_ahead_to_the_end_and_counts_its_steps_skips_none(
     loader = make_loader(numbers(4), batch_size=4)
     for epoch in range(3):
         ahead = list(loader)
-        assert flat(read(ahead)) == epoch_order(4, seed=0, epoch=epoch, shuffle=True).tolist()
+        assert (
+            flat([batch[0].tolist() for batch in ahead]) == epoch_order(4, seed=0, epoch=epoch, shuffle=True).tolist()
+        )
         for _ in ahead:
             loader.advance()
         assert (loader.epoch, loader.step) == (epoch + 1, 0)

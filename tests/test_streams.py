@@ -83,9 +83,9 @@ def train(loader: Loader, steps: int) -> list[list[list]]:
     done: list[list[list]] = []
     while len(done) < steps:
         batches = iter(loader)
-        for sizes in loader.groups():
-            seen = [next(batches) for _ in sizes]
-            assert [len(as_list(batch)) for batch in seen] == list(sizes)
+        for group in loader.groups():
+            seen = [next(batches) for _ in group.shares]
+            assert [len(as_list(batch)) for batch in seen] == list(group.shares)
             loader.advance()
             done.append([as_list(batch) for batch in seen])
             if len(done) == steps:
@@ -177,10 +177,12 @@ def test_the_model_draws_the_same_whatever_a_stream_draws():
 
 def test_ranks_share_each_step_of_a_stream():
     ranks = [make_loader(Stream(10), batch_size=4, rank=rank, world_size=2) for rank in range(2)]
-    shares = [[None if batch is None else batch.tolist() for batch in rank] for rank in ranks]
+    shares = [[batch.tolist() for batch in rank] for rank in ranks]
     assert shares == [[[0, 1], [4, 5], [8]], [[2, 3], [6, 7], [9]]]
     last = make_loader(Stream(9), batch_size=4, rank=0, world_size=2)
-    assert list(last)[-1] is None
+    assert [batch.tolist() for batch in last] == [[0, 1], [4, 5], [8]]
+    batches = iter(last)
+    assert [(next(batches), group.shares)[1] for group in last.groups() if not last.advance()] == [(2,), (2,), (0,)]
 
 
 def test_a_transform_of_a_stream_draws_by_the_place_in_the_stream():
@@ -213,7 +215,7 @@ def test_batches_whose_samples_cannot_be_counted_are_refused():
     with pytest.raises(DataError, match="begins with no tensor"):
         next(iter(loader))
     dicts = make_loader(DataLoader([{"x": 1.0}, {"x": 2.0}], batch_size=2), batch_size=2)
-    assert next(dicts.groups()) == (2,)
+    assert next(dicts.groups()) == (2, (2,))
 
 
 def test_a_stream_of_another_length_than_it_says_is_refused():

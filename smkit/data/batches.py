@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
+
+
+class Group(NamedTuple):
+    """The micro-batches of one optimizer step."""
+
+    samples: int
+    """Of the step, over all micro-batches and ranks."""
+    shares: tuple[int, ...]
+    """This rank's samples in each micro-batch; 0 where what it is given only keeps it in step with the others."""
 
 
 class Loader(DataLoader[Any], ABC):
@@ -18,15 +27,17 @@ class Loader(DataLoader[Any], ABC):
     A loop of one's own that accumulates gradients, or that is to resume within an epoch, counts its steps:
 
         batches = iter(loader)
-        for sizes in loader.groups():            # one optimizer step
-            for size in sizes:                   # one micro-batch; its loss weighs size / sum(sizes)
-                loss = training_step(next(batches)) * (size / sum(sizes))
+        for group in loader.groups():            # one optimizer step
+            for share in group.shares:           # one micro-batch, and what it weighs in the mean over the step's samples
+                loss = training_step(next(batches)) * (share / group.samples)
                 loss.backward()
             optimizer.step()
             loader.advance()
 
-    A plain `for batch in loader` works as well; each pass that it makes to the end counts as an epoch. With several
-    ranks, a rank whose share of the epoch's last samples is empty gets None for it.
+    A plain `for batch in loader` works as well; each pass that it makes to the end counts as an epoch. Where several
+    ranks average their gradients, as DDP does, the weight is `share * world_size / group.samples`. A rank whose share
+    of the epoch's last samples is empty is given one of them all the same, so that it computes as often as the others;
+    its weight is 0.
     """
 
     @property
@@ -54,8 +65,8 @@ class Loader(DataLoader[Any], ABC):
         """Return the data set, and how it is read, in one line."""
 
     @abstractmethod
-    def groups(self) -> Iterator[tuple[int, ...]]:
-        """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
+    def groups(self) -> Iterator[Group]:
+        """Return the micro-batches of each optimizer step that is left of the epoch."""
 
     @abstractmethod
     def advance(self) -> None:

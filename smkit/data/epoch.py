@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from smkit.data.batches import Group
 from smkit.data.order import Windows, epoch_order
 from smkit.errors import DataError
 
@@ -38,7 +39,8 @@ class EpochPlan:
 
     Every cut is contiguous in the order of samples and as even as can be. The last step of an epoch takes what is
     left, in as few micro-batches as hold it: 9 samples where a micro-batch holds 8 become 5 and 4, not 8 and 1. There,
-    the shares of ranks can differ by one, and be empty where fewer samples than ranks are left.
+    the shares of ranks can differ by one, and be empty where fewer samples than ranks are left: one sample that is
+    another rank's stands in for an empty share.
 
     Where each host holds a part of the data (`shards`), a step takes of each host its share, so that all hosts end an
     epoch with the same step, each of their samples seen once.
@@ -69,45 +71,58 @@ class EpochPlan:
     def micro_batches(self) -> int:
         """Micro-batches of an epoch, the same for every rank."""
         if self.shards:
-            return sum(map(len, self.groups(0)))
+            return sum(len(self._group_of_shards(step)) for step in range(self.steps))
         whole_steps, rest = divmod(self.samples, self.batch_size)
         return whole_steps * self.gradient_accumulation_steps + len(self._cut_sizes(rest))
 
-    def groups(self, first_step: int) -> Iterator[tuple[int, ...]]:
-        """Return, for each step from `first_step` on, how many samples its micro-batches hold over all ranks."""
+    def groups(self, first_step: int) -> Iterator[Group]:
+        """Return the micro-batches of each step from `first_step` on."""
         if self.shards:
-            return map(self._group_of_shards, range(first_step, self.steps))
+            return map(self._group_of_part, range(first_step, self.steps))
         whole_steps, rest = divmod(self.samples, self.batch_size)
-        last = (self._cut_sizes(rest),) if rest else ()
-        return chain(repeat(self._cut_sizes(self.batch_size), whole_steps - first_step), last)
+        last = (self._group(rest),) if rest else ()
+        return chain(repeat(self._group(self.batch_size), whole_steps - first_step), last)
+
+    def _group(self, samples: int) -> Group:
+        sizes = self._cut_sizes(samples)
+        return Group(samples, tuple(_size(cut(size, self.world_size, self.rank)) for size in sizes))
+
+    def _group_of_part(self, step: int) -> Group:
+        shares = tuple(_size(own) for own in self._own_parts(step))
+        return Group(sum(self._group_of_shards(step)), shares)
 
     def shares(self, first_step: int) -> Iterator[slice]:
-        """Yield this rank's part of the epoch's order, one slice a micro-batch, from `first_step` on."""
+        """Yield this rank's part of the epoch's order, one slice a micro-batch, from `first_step` on; none is empty."""
         if self.shards:
-            yield from self._shares_of_part(first_step)
+            for step in range(first_step, self.steps):
+                for own in self._own_parts(step):
+                    first = min(own.start, self.samples - 1)
+                    yield slice(first, max(own.stop, first + 1))
             return
         start = first_step * self.batch_size
-        for sizes in self.groups(first_step):
-            for size in sizes:
+        rank, world_size = self.rank, self.world_size
+        whole_steps, rest = divmod(self.samples, self.batch_size)
+        sizes = self._cut_sizes(self.batch_size)
+        for step in range(first_step, self.steps):
+            for size in sizes if step < whole_steps else self._cut_sizes(rest):
                 # As `cut` has it, without a call for each batch.
-                yield slice(
-                    start + size * self.rank // self.world_size, start + size * (self.rank + 1) // self.world_size
-                )
+                first, last = start + size * rank // world_size, start + size * (rank + 1) // world_size
+                yield slice(first, last) if last > first else slice(start, start + 1)
                 start += size
 
     def samples_before(self, step: int) -> int:
         """Return how many samples of an epoch, over all ranks, come before `step`."""
         return min(step * self.batch_size, self.all_samples)
 
-    def _shares_of_part(self, first_step: int) -> Iterator[slice]:
-        for step in range(first_step, self.steps):
-            of_step = cut(self.samples, self.steps, step)
-            parts = len(self._group_of_shards(step))
-            for number in range(parts):
-                part = cut(of_step.stop - of_step.start, parts, number)
-                own = cut(part.stop - part.start, self.world_size, self.rank)
-                start = of_step.start + part.start
-                yield slice(start + own.start, start + own.stop)
+    def _own_parts(self, step: int) -> Iterator[slice]:
+        """Yield this rank's part of each micro-batch of a step, of the data of its host alone."""
+        of_step = cut(self.samples, self.steps, step)
+        parts = len(self._group_of_shards(step))
+        for number in range(parts):
+            part = cut(of_step.stop - of_step.start, parts, number)
+            own = cut(part.stop - part.start, self.world_size, self.rank)
+            start = of_step.start + part.start
+            yield slice(start + own.start, start + own.stop)
 
     def _group_of_shards(self, step: int) -> tuple[int, ...]:
         hosts = [_size(cut(samples, self.steps, step)) for samples in self.shards]

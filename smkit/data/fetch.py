@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Collate = Callable[[Any], Any]
 Read = Callable[[Tensor, int], Any]
-"""From the indices of a batch and the epoch to the batch; None for no index."""
+"""From the indices of a batch, one at least, and the epoch to the batch."""
 
 _CHECKED_READS = 16
 _AHEAD = 2
@@ -102,8 +102,6 @@ class Reader:
         self._checks_left = 0 if is_known else _CHECKED_READS
 
     def __call__(self, index: Tensor, epoch: int) -> Any:
-        if not index.numel():
-            return None
         if not self.draws:
             if not self._checks_left:
                 return self._batch(index, epoch, is_seeded=False)
@@ -218,8 +216,8 @@ class Gather:
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         self._tensors = tensors
 
-    def __call__(self, index: Tensor, epoch: int) -> tuple[Tensor, ...] | None:  # noqa: ARG002 - nothing is random here
-        return tuple([tensor.index_select(0, index) for tensor in self._tensors]) if index.numel() else None
+    def __call__(self, index: Tensor, epoch: int) -> tuple[Tensor, ...]:  # noqa: ARG002 - nothing is random here
+        return tuple([tensor.index_select(0, index) for tensor in self._tensors])
 
 
 def is_worth_a_thread(dataset: Any, samples: int) -> bool:

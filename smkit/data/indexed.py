@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smkit.data.batches import Loader, describe
+from smkit.data.batches import Group, Loader, describe
 from smkit.data.buffers import Buffers, page_locked
 from smkit.data.draws import Transform
 from smkit.data.epoch import EpochSampler
@@ -102,8 +102,8 @@ class IndexLoader(Loader):
         text = describe(self.dataset, f"{self._order.plan.samples:,} samples")
         return f"{text}, {self._order.windows.describe()}" if self._order.windows and self._order.shuffle else text
 
-    def groups(self) -> Iterator[tuple[int, ...]]:
-        """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
+    def groups(self) -> Iterator[Group]:
+        """Return the micro-batches of each optimizer step that is left of the epoch."""
         return self._order.plan.groups(self._order.step)
 
     def advance(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from smkit.data.batches import Loader, describe
+from smkit.data.batches import Group, Loader, describe
 from smkit.data.draws import SampleRandom, Transform, generators_of_their_own
 from smkit.data.epoch import POSITION, cut, micro_batch_sizes
 from smkit.data.fetch import Collate, collate, pin
@@ -107,11 +107,12 @@ class StreamLoader(Loader):
         text = describe(self._stream, "no length" if length is None else f"{length:,} {self._unit}")
         return text if self._has_state else f"{text}, read again from its start on resume"
 
-    def groups(self) -> Iterator[tuple[int, ...]]:
-        """Return, for each optimizer step that is left of the epoch, its micro-batches' samples over all ranks."""
+    def groups(self) -> Iterator[Group]:
+        """Return the micro-batches of each optimizer step that is left of the epoch."""
         epoch = self._epoch
         while self._epoch == epoch and self._pull():
-            yield self._sizes
+            parts = (cut(size, self._world_size, self._rank) for size in self._sizes)
+            yield Group(sum(self._sizes), tuple(part.stop - part.start for part in parts))
 
     def advance(self) -> None:
         """Count one optimizer step as done; after the last one of an epoch the position is the next one's start."""
@@ -242,8 +243,11 @@ class StreamLoader(Loader):
         for size in self._sizes:
             part = cut(size, self._world_size, self._rank)
             first, last = start + part.start, start + part.stop
+            if first == last:
+                # What another rank is given stands in for nothing.
+                first, last = start, start + 1
             start += size
-            yield self._batch(samples[first:last], self._pulled_samples + first) if last > first else None
+            yield self._batch(samples[first:last], self._pulled_samples + first)
 
     def _batch(self, samples: Sequence[Any], first: int) -> Any:
         batch = self.collate_fn(list(samples))
