@@ -123,7 +123,6 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
-    "averaging": {"errors"},
     "preflight": {"errors", "hyperparameters"},
     "export": {"errors"},
     "validation": {"data.batches", "device", "errors", "metrics", "randomness", "stopping"},
