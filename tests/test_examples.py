@@ -1,15 +1,17 @@
 """The examples and every snippet of the README are run; a model that an example leaves is used."""
 
 import json
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from patience import SECONDS
+from patience import SECONDS, patient_with
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -122,6 +124,50 @@ def test_csv_files_are_classified_and_parsed_once(tmp_path: Path, monkeypatch: p
     assert {path: path.stat().st_mtime_ns for path in caches} == caches
     models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "again")]
     assert models[0] == models[1]
+
+
+@pytest.mark.train
+def test_a_gpt_learns_from_the_text_of_the_standard_library(tmp_path: Path) -> None:
+    run(sys.executable, str(EXAMPLES / "gpt" / "data.py"), cwd=tmp_path)
+    small = "--layers=1 --width=64 --block-size=32 --max-steps=100 --warmup-steps=10 --learning-rate=0.01"
+    train = [str(EXAMPLES / "gpt" / "train.py"), *small.split(), "--channel=train=text/train"]
+    said = run(sys.executable, *train, cwd=tmp_path)
+    losses = [float(value) for value in re.findall(r"train/loss=(\S+)", said)]
+    assert losses[-1] < 3.0 < math.log(256)
+    assert "train/tokens=102400 " in said
+
+
+@pytest.mark.train
+def test_a_loop_of_ones_own_ends_with_the_same_weights_after_a_kill_and_a_stop(digits: Path, tmp_path: Path) -> None:
+    def train(run_dir: str, *, until: str = "", number: int = 0) -> tuple[int, list[str]]:
+        words = "--epochs=6 --log-every-steps=10 --checkpoint-every-seconds=0.02"
+        command = [sys.executable, str(EXAMPLES / "own_loop" / "train.py"), f"--channel=train={digits}/train"]
+        with (
+            subprocess.Popen(
+                [*command, *words.split(), f"--run-dir={tmp_path / run_dir}"], stdout=subprocess.PIPE, text=True
+            ) as process,
+            patient_with(process),
+        ):
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if until and until in line:
+                    process.send_signal(number)
+        return process.returncode, said
+
+    assert train("torn", until="step=60 ", number=signal.SIGKILL)[0] == -signal.SIGKILL
+    assert train("torn", until="step=120 ", number=signal.SIGTERM)[0] == 143
+    status, said = train("torn")
+    assert status == train("whole")[0] == 0
+    assert int(re.findall(r"step=(\d+)", said[0])[0]) > 120
+
+    def left(run_dir: Path) -> tuple[bytes, list[dict[str, float]]]:
+        rows = (run_dir / "output" / "data" / "metrics.jsonl").read_text().splitlines()
+        weights = (run_dir / "model" / "model.safetensors").read_bytes()
+        return weights, [json.loads(row) | {"time": 0} for row in rows]
+
+    assert left(tmp_path / "torn") == left(tmp_path / "whole")
 
 
 @pytest.mark.train
