@@ -123,6 +123,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "compilation": set(),
     "preflight": {"errors", "hyperparameters"},
     "export": {"errors"},
     "validation": {"data.batches", "device", "errors", "metrics", "randomness", "stopping"},
