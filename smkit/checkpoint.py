@@ -3,13 +3,14 @@
 A save makes one new directory, never renamed or reused, for the mirror to S3 sees a rename as a deletion and an upload:
 
     step-000000150-9f3a1c/
-        state.json             the structure and the plain values
-        tensors.safetensors    the tensors
-        manifest.json          last: size and hash of both files, and its own hash
+        state.json                   the structure and the plain values
+        tensors.safetensors          the tensors
+        tensors-00001.safetensors    the parts of tensors that only rank 1 holds, where there are such
+        manifest.json                last, by rank 0: size and hash of all other files, and its own hash
 
 Each file gets its name only when its bytes are on the disk. A directory is a checkpoint if its manifest verifies and
-both files are what it says; nothing else is ever trusted, least of all names, times and the order of arrival.
-This room does not know what a state means, but for one thing: a model that holds NaN is not saved. It knows no ranks.
+all files are what it says; nothing else is ever trusted, least of all names, times and the order of arrival.
+This room does not know what a state means, but for one thing: a model that holds NaN is not saved.
 """
 
 from __future__ import annotations
@@ -19,53 +20,53 @@ import errno
 import logging
 import math
 import os
-import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from smkit.distributed import Ranks
 from smkit.errors import CheckpointError, ConfigurationError
-from smkit.manifest import DamageError, Manifest, commit, is_committed, make_directory, remove
-from smkit.state import FlatState, flatten, parse_state
+from smkit.manifest import (
+    Entries,
+    commit,
+    is_committed,
+    make_directory,
+    remove,
+    write_files,
+)
+from smkit.restoring import TENSOR_FILE, TREE_FILE, Candidate, Checkpoint, Loading, find, part_file
+from smkit.state import FlatState, flatten
 
 logger = logging.getLogger(__name__)
 
-_TREE_FILE = "state.json"
-_TENSOR_FILE = "tensors.safetensors"
-_DIRECTORY_NAME = re.compile(r"step-([0-9]{9,})-[0-9a-f]{6}")
 _MIN_KEEP = 3
 _FAILURES_TO_RAISE = 3
 _MODEL_KEY = "model"
 """The key of a state below which NaN is refused."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint, read and verified; its tensors are in CPU memory."""
-
-    step: int
-    directory: Path
-    score: float | None
-    state: dict[str, Any]
-
-
 class CheckpointStore:
-    """The checkpoints of one run in one directory, written by one process at a time.
+    """The checkpoints of one run in one directory, written by one process at a time, or by several together.
 
     Args:
         directory: Where they lie; made by the first save.
         keep: How many of the newest to keep, three or more, besides the one with the best score.
+        ranks: The processes that save one state together, by default this one alone. All call the same methods in the
+            same order; rank 0's state is what is saved, and of tensors of which each rank holds a part (DTensor, as
+            FSDP2 makes them), all parts. Hosts may have directories of their own, if what is in one of them gets to the
+            others before a run goes on, as SageMaker sees to it.
+        mesh: The mesh of those parts: what was saved in parts is loaded in parts. Without one it is loaded whole.
 
     A state is a nested dict of tensors, numpy arrays, numbers, text, lists and tuples. Tensors that share one memory
     are stored once and share one memory again when loaded. NaN in a tensor below the state's key "model" is refused.
     """
 
-    def __init__(self, directory: Path, *, keep: int = _MIN_KEEP) -> None:
+    def __init__(self, directory: Path, *, keep: int = _MIN_KEEP, ranks: Ranks | None = None, mesh: Any = None) -> None:
         if keep < _MIN_KEEP:
             raise ConfigurationError(
                 f"keep is {keep}, and fewer than {_MIN_KEEP} checkpoints can leave none whole",
@@ -74,6 +75,8 @@ class CheckpointStore:
             )
         self._directory = Path(directory).absolute()
         self._keep = keep
+        self._ranks = ranks or Ranks()
+        self._mesh = mesh
         self._buffers: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
         self.saved_step: int | None = None
@@ -147,6 +150,15 @@ class CheckpointStore:
         found = self._read_all()
         return self._first_whole(found, required=any(is_committed(candidate.directory) for candidate in found))
 
+    def _offered(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Yield the candidates of rank 0 on all ranks, each with its place on this host."""
+        offers: Iterator[Candidate] = iter(candidates)
+        while True:
+            offer = self._ranks.from_first(next(offers, None))
+            if offer is None:
+                return
+            yield offer.at(self._directory / offer.directory.name)
+
     def best(self) -> Checkpoint | None:
         """Return the whole checkpoint with the highest score (of equal ones the newest), None if none has a score.
 
@@ -157,16 +169,17 @@ class CheckpointStore:
         scored = [one for one in ranked if one.score > -math.inf and is_committed(one.directory)]
         return self._first_whole(scored, required=any(candidate.score < math.inf for candidate in scored))
 
-    def _first_whole(self, candidates: Sequence[_Candidate], *, required: bool) -> Checkpoint | None:
+    def _first_whole(self, candidates: Sequence[Candidate], *, required: bool) -> Checkpoint | None:
         damages: list[str] = []
         checkpoint = None
-        for candidate in candidates:
-            try:
-                checkpoint = candidate.load()
+        for candidate in self._offered(candidates):
+            loading = Loading(candidate, self._ranks, self._mesh)
+            found = [damage for damage in self._ranks.gathered(loading.read()) if damage]
+            if not found:
+                checkpoint = loading.result()
                 break
-            except DamageError as damage:
-                self._damaged.add(candidate.directory)
-                damages.append(f"{damage.where}: {damage.what}")
+            self._damaged.add(candidate.directory)
+            damages.append(found[0])
         if checkpoint is None and required:
             raise CheckpointError(
                 "there are checkpoints, but none is whole:" + "".join(f"\n  - {text}" for text in damages),
@@ -177,9 +190,11 @@ class CheckpointStore:
             logger.warning("checkpoint passed over: %s", text)
         return checkpoint
 
-    def _read_all(self) -> list[_Candidate]:
+    def _read_all(self) -> list[Candidate]:
+        if not self._ranks.is_first:
+            return []
         try:
-            return _find(self._directory)
+            return find(self._directory)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -192,9 +207,12 @@ class CheckpointStore:
     def _stage(self, step: int, state: Mapping[str, Any], score: float | None) -> _Staged:
         if step < 0:
             raise CheckpointError(f"the step is {step}", where="step", fix="count the finished steps from 0")
-        flat = flatten(state).copied_to(self._buffers)
+        flat = flatten(state)
+        flat = (flat if self._ranks.is_first else flat.only_parts()).copied_to(self._buffers)
         self._buffers = flat.tensors
-        return _Staged(step, None if score is None or not math.isfinite(score) else float(score), flat)
+        name = self._ranks.from_first(f"step-{step:09d}-{os.urandom(3).hex()}")
+        score = None if score is None or not math.isfinite(score) else float(score)
+        return _Staged(step, score, flat, self._directory / name)
 
     def _write_in_background(self, staged: _Staged) -> None:
         try:
@@ -208,35 +226,57 @@ class CheckpointStore:
             self._error = error
 
     def _write(self, staged: _Staged) -> Path:
-        staged.refuse_nan()
-        directory = self._directory / f"step-{staged.step:09d}-{os.urandom(3).hex()}"
-        try:
-            make_directory(self._directory)
-            older = _find(self._directory)
-            ordinal = 1 + max((candidate.ordinal for candidate in older), default=0)
-            files = {_TREE_FILE: [staged.flat.tree_file()], _TENSOR_FILE: staged.flat.tensor_file()}
-            commit(directory, files, step=staged.step, ordinal=ordinal, score=staged.score)
-        except OSError as error:
-            self._failures += 1
-            raise _SaveError.of(error, staged, self._directory) from error
+        """Write this rank's files; when all ranks have, rank 0 writes the manifest, and all learn what came of it."""
+        written = self._ranks.gathered_in_background(staged.written(self._ranks.rank))
+        problem = next((outcome for outcome in written if isinstance(outcome, CheckpointError)), None)
+        superseded: list[str] = []
+        if problem is None and self._ranks.is_first:
+            entries = {name: entry for files in written if isinstance(files, dict) for name, entry in files.items()}
+            try:
+                superseded = self._commit(staged, entries)
+            except OSError as error:
+                _forget(staged.directory)
+                problem = _SaveError.of(error, staged)
+        problem, superseded = self._ranks.gathered_in_background((problem, superseded))[0]
+        if problem is not None:
+            _forget(staged.directory)
+            if isinstance(problem, _SaveError):
+                self._failures += 1
+            raise problem
         self._failures = 0
         self.saved_step = staged.step
-        self._prune(older, _Candidate.read(directory))
-        return directory
+        self._remove(superseded)
+        return staged.directory
 
-    def _prune(self, older: Sequence[_Candidate], newest: _Candidate) -> None:
-        """Remove what is not needed any more; called only when `newest` is on the disk."""
+    def _commit(self, staged: _Staged, entries: Entries) -> list[str]:
+        """Make a checkpoint of the files that are there; return the names of those that are not needed any more."""
+        older = [one for one in find(self._directory) if one.directory != staged.directory]
+        ordinal = 1 + max((candidate.ordinal for candidate in older), default=0)
+        commit(staged.directory, entries, step=staged.step, ordinal=ordinal, score=staged.score)
+        return self._superseded(older, Candidate.read(staged.directory))
+
+    def _superseded(self, older: Sequence[Candidate], newest: Candidate) -> list[str]:
+        """Return the names of directories to remove; called only when `newest` is on the disk."""
         found = sorted([newest, *older], key=lambda candidate: candidate.age, reverse=True)
         whole = [one for one in found if one.looks_whole() and one.directory not in self._damaged]
         kept = [newest, *whole[: self._keep], max(whole, key=lambda one: one.score, default=newest)]
         oldest_kept_age = whole[self._keep - 1].age if len(whole) >= self._keep else (-1, 0)
+        names = []
         for candidate in found:
             is_abandoned = not is_committed(candidate.directory) and candidate.step <= newest.step
             is_superseded = candidate.age < oldest_kept_age and candidate not in kept
-            if not candidate.is_ours or not (is_abandoned or is_superseded):
-                continue
+            if candidate.is_ours and (is_abandoned or is_superseded):
+                names.append(candidate.directory.name)
+        return names
+
+    def _remove(self, names: Sequence[str]) -> None:
+        # One process of each host, for hosts may have directories of their own.
+        for name in names if self._ranks.local_rank == 0 else ():
             try:
-                remove(candidate.directory)
+                remove(self._directory / name)
+            except FileNotFoundError:
+                # It is another host's.
+                continue
             except OSError as error:
                 logger.warning("an old checkpoint could not be removed: %s", error)
 
@@ -248,8 +288,23 @@ class _Staged:
     step: int
     score: float | None
     flat: FlatState
+    directory: Path
 
-    def refuse_nan(self) -> None:
+    def written(self, rank: int) -> Entries | CheckpointError:
+        """Write the files of a rank; return their entries, or why they are not to be had."""
+        try:
+            self._refuse_nan()
+            make_directory(self.directory.parent)
+            if rank == 0:
+                files = {TREE_FILE: [self.flat.tree_file()], TENSOR_FILE: self.flat.tensor_file()}
+                return write_files(self.directory, files)
+            return write_files(self.directory, {part_file(rank): self.flat.tensor_file()}) if self.flat.cuts else {}
+        except OSError as error:
+            return _SaveError.of(error, self)
+        except CheckpointError as error:
+            return error
+
+    def _refuse_nan(self) -> None:
         names = self.flat.names_with_nan(_MODEL_KEY)
         if names:
             raise CheckpointError(
@@ -259,65 +314,12 @@ class _Staged:
             )
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A directory that bears a checkpoint's name, and its manifest or what is wrong with it."""
-
-    directory: Path
-    manifest: Manifest | CheckpointError
-
-    @classmethod
-    def read(cls, directory: Path) -> _Candidate:
-        try:
-            return cls(directory, Manifest.read(directory))
-        except CheckpointError as problem:
-            return cls(directory, problem)
-
-    @property
-    def step(self) -> int:
-        return int(self.directory.name.split("-")[1])
-
-    @property
-    def ordinal(self) -> int:
-        return self.manifest.ordinal if isinstance(self.manifest, Manifest) else 0
-
-    @property
-    def age(self) -> tuple[int, float]:
-        """Grows from old to new; one with no manifest to order it comes as the newest of its step."""
-        return (self.step, self.ordinal or math.inf)
-
-    @property
-    def score(self) -> float:
-        """Inf if only the damaged manifest would know it, -inf if there is none."""
-        if not isinstance(self.manifest, Manifest):
-            return math.inf
-        return -math.inf if self.manifest.score is None else self.manifest.score
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it may be removed: neither a link nor of a format that only another version can judge."""
-        return isinstance(self.manifest, (Manifest, DamageError)) and not self.directory.is_symlink()
-
-    def looks_whole(self) -> bool:
-        return isinstance(self.manifest, Manifest) and self.manifest.sizes_match()
-
-    def load(self) -> Checkpoint:
-        if not isinstance(self.manifest, Manifest):
-            raise self.manifest
-        tree = self.manifest.read_file(_TREE_FILE)
-        tensors = self.manifest.read_file(_TENSOR_FILE)
-        try:
-            state = parse_state(tree, tensors)
-        except Exception as error:  # a hash is no signature: a forged file can hold anything
-            raise DamageError.of(self.directory, f"does not hold a state ({error!r:.200})") from error
-        return Checkpoint(self.step, self.directory, self.manifest.score, state)
-
-
 class _SaveError(CheckpointError):
     """The disk did not take a checkpoint; it may take the next one."""
 
     @classmethod
-    def of(cls, error: OSError, staged: _Staged, directory: Path) -> _SaveError:
+    def of(cls, error: OSError, staged: _Staged) -> _SaveError:
+        directory = staged.directory.parent
         needed = sum(tensor.nbytes for tensor in staged.flat.tensors.values()) + len(staged.flat.tree_file())
         fix = "check that the directory is there and can be written, and that its disk is sound"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -330,11 +332,9 @@ class _SaveError(CheckpointError):
         )
 
 
-def _find(store: Path) -> list[_Candidate]:
-    """Return every directory and link that bears a checkpoint's name, newest first."""
-    with os.scandir(store) as entries:
-        named = [Path(entry) for entry in entries if _DIRECTORY_NAME.fullmatch(entry.name) and not entry.is_file()]
-    return sorted(map(_Candidate.read, named), key=lambda candidate: candidate.age, reverse=True)
+def _forget(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove(directory)
 
 
 def _free(directory: Path) -> str:

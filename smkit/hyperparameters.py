@@ -49,6 +49,14 @@ class Hyperparameters(BaseModel):
     """clip gradients to this norm"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """arithmetic of the forward pass; auto: bf16 where the GPU has it, fp16 on V100 and T4, fp32 on a CPU"""
+    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """how fp32 matrices are multiplied on a GPU; high: in TF32 where the GPU has it (sm_80 and newer)"""
+    compile: bool = False
+    """compile the model's forward with torch.compile"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """how several processes train one model; ddp: each holds all of it, fsdp: each holds a part"""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """validate and export a moving average of the weights, of which each step keeps this share"""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """seed of initial weights, order of samples, dropout"""
     log_every_steps: int = Field(default=50, ge=1, le=1000)
@@ -63,6 +71,8 @@ class Hyperparameters(BaseModel):
     """whether a smaller or a larger value of the monitored metric is better"""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """stop after this many validations without a better value of the monitored metric"""
+    profile_steps: str | None = Field(default=None, pattern=r"^[0-9]+:[0-9]+$")
+    """steps to profile, FIRST:LAST; the trace is for TensorBoard, Chrome and Perfetto"""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

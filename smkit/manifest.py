@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import xxhash
 
 from smkit.errors import CheckpointError
 
-_FORMAT = 1
+_FORMAT = 2
 _NAME = "manifest.json"
 _BLOCK_BYTES = 4 * 2**20
-_MAX_MANIFEST_BYTES = 64 * 2**10
+_MAX_MANIFEST_BYTES = 2**20
 
 
 class DamageError(CheckpointError):
@@ -52,6 +52,10 @@ class Manifest:
     ordinal: int
     score: float | None
     files: dict[str, tuple[int, str]]
+
+    def at(self, directory: Path) -> Manifest:
+        """Return this manifest for the same directory at its place on another host."""
+        return replace(self, directory=directory)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -82,11 +86,11 @@ class Manifest:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamageError.of(path, "is not a manifest") from error
 
-    def sizes_match(self) -> bool:
-        """Whether every file is there with its size, which costs no reading."""
+    def sizes_match(self, names: Iterable[str]) -> bool:
+        """Whether these files are there with their sizes, which costs no reading."""
         try:
-            return all((self.directory / name).lstat().st_size == size for name, (size, _) in self.files.items())
-        except OSError:
+            return all((self.directory / name).lstat().st_size == self.files[name][0] for name in names)
+        except (OSError, KeyError):
             return False
 
     def read_file(self, name: str) -> bytearray:
@@ -110,28 +114,46 @@ class Manifest:
         return data
 
 
-def commit(
-    directory: Path, files: Mapping[str, Iterable[memoryview]], *, step: int, ordinal: int, score: float | None
-) -> None:
-    """Make a directory, write its files piece by piece and its manifest; when this returns, it survives a power cut.
+Entries = dict[str, dict[str, Any]]
+"""Size and hash of files by name, as a manifest holds them."""
+
+
+def write_files(directory: Path, files: Mapping[str, Iterable[memoryview]]) -> Entries:
+    """Make a directory, unless another process of this host has, and write files into it piece by piece.
+
+    Returns:
+        Their entries, when the files would survive a power cut.
 
     Raises:
-        OSError: It is not there; what was written of it is removed if the disk allows.
+        OSError: Not all of them are there.
     """
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     try:
         entries = {name: _write_file(directory / name, pieces) for name, pieces in files.items()}
-        content = {"format": _FORMAT, "directory": directory.name, "step": step, "ordinal": ordinal, "score": score}
-        content |= {"files": entries}
-        content |= {"sha256": _sha256(content)}
         sync_directory(directory)
-        _write_file(directory / _NAME, [memoryview(json.dumps(content, indent=2).encode())])
-        sync_directory(directory)
-        sync_directory(directory.parent)
     except OSError:
+        # The room that they took is wanted; other processes may still write to the directory.
         with contextlib.suppress(OSError):
-            remove(directory)
+            for name in files:
+                (directory / name).unlink(missing_ok=True)
+                (directory / f"{name}.part").unlink(missing_ok=True)
+            directory.rmdir()
         raise
+    return entries
+
+
+def commit(directory: Path, entries: Entries, *, step: int, ordinal: int, score: float | None) -> None:
+    """Write the manifest of a directory; when this returns, the directory counts, and survives a power cut.
+
+    Raises:
+        OSError: It may count or not.
+    """
+    content = {"format": _FORMAT, "directory": directory.name, "step": step, "ordinal": ordinal, "score": score}
+    content |= {"files": entries}
+    content |= {"sha256": _sha256(content)}
+    _write_file(directory / _NAME, [memoryview(json.dumps(content, indent=2).encode())])
+    sync_directory(directory)
+    sync_directory(directory.parent)
 
 
 def is_committed(directory: Path) -> bool:

@@ -50,16 +50,6 @@ def _argument_of(trainer: type, base: type) -> Any:
     return None
 
 
-def require_one_process(world_size: int) -> None:
-    """Refuse several processes: each would train on its own and save over the others."""
-    if world_size > 1:
-        raise ConfigurationError(
-            f"this script was started as {world_size} processes, and this version of smkit trains in one",
-            where="WORLD_SIZE",
-            fix="start it without torchrun, on one host with one GPU",
-        )
-
-
 def total_steps(steps_per_epoch: int | None, epochs: int, max_steps: int | None) -> int:
     """Return the optimizer steps of a run.
 

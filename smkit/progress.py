@@ -21,16 +21,22 @@ class Progress:
 
     Args:
         total_steps: Optimizer steps of the whole run.
-        first_step: Steps done before this process started.
+        is_shown: Whether it is shown at all, if stderr is a terminal.
     """
 
-    def __init__(self, total_steps: int, first_step: int = 0) -> None:
+    def __init__(self, total_steps: int, *, is_shown: bool = True) -> None:
         self._total = total_steps
-        self._recent = deque([(time.monotonic(), first_step)], maxlen=_RATE_DRAWS)
+        self._recent = deque([(time.monotonic(), 0)], maxlen=_RATE_DRAWS)
         self._note = ""
         self._is_drawn = False
-        self.due = 0.0 if sys.stderr is not None and sys.stderr.isatty() else float("inf")
+        is_watched = is_shown and sys.stderr is not None and sys.stderr.isatty()
+        self.due = 0.0 if is_watched else float("inf")
         """Time, by `time.monotonic()`, from which the line wants to be drawn again."""
+
+    def begin(self, step: int) -> None:
+        """Take the rate from here on, after `step` steps."""
+        self._recent.clear()
+        self._recent.append((time.monotonic(), step))
 
     def draw(self, step: int, samples_per_step: int) -> None:
         """Draw the line for a run that has done `step` steps."""

@@ -12,18 +12,22 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from smkit.averaging import WeightAverage
 from smkit.cadence import checkpoint_interval
-from smkit.checkpoint import Checkpoint, CheckpointStore
+from smkit.checkpoint import CheckpointStore
 from smkit.data.batches import Loader
 from smkit.device import Placement
+from smkit.distributed import Ranks
 from smkit.errors import CheckpointError, DataError
 from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
-from smkit.randomness import random_state, restore_random_state
+from smkit.randomness import random_state, rank_seed, restore_random_state, seed_all
+from smkit.restoring import Checkpoint
+from smkit.sharding import like
 from smkit.state import flatten
 
 
@@ -41,12 +45,14 @@ class RunState:
         model: Its weights and buffers.
         optimizer: As it was built; its state is loaded later.
         scheduler: As it was built, or None.
+        average: The moving average of the weights, if there is one.
         placement: For the gradient scaler.
         loader: For the position in the data.
         log: For what is noted and not yet written.
         monitor: For the best score so far.
         loss_guard: For the losses that overflowed.
         own: What the user's trainer remembers besides.
+        ranks: Each has random generators of its own; the rest is rank 0's, or the same on all.
         hyperparameters: Saved to name what was changed since.
     """
 
@@ -56,12 +62,14 @@ class RunState:
         model: nn.Module,
         optimizer: Optimizer,
         scheduler: LRScheduler | None,
+        average: WeightAverage | None,
         placement: Placement,
         loader: Loader,
         log: MetricLog,
         monitor: Monitor,
         loss_guard: LossGuard,
         own: Stateful,
+        ranks: Ranks,
         hyperparameters: Mapping[str, Any],
     ) -> None:
         self.model = model
@@ -71,6 +79,8 @@ class RunState:
         self._loader = loader
         self._log = log
         self._loss_guard = loss_guard
+        self._average = average
+        self._ranks = ranks
         self._parts: dict[str, Stateful] = {
             "placement": placement,
             "monitor": monitor,
@@ -83,6 +93,8 @@ class RunState:
     def capture(self, step: int) -> dict[str, Any]:
         """Return the state of every part; tensors are the live ones, for a CheckpointStore copies them.
 
+        All ranks call it at the same step.
+
         Raises:
             SmkitError: A loss up to `step` is no number; such a state is not worth keeping.
         """
@@ -91,7 +103,8 @@ class RunState:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
-            "random": random_state(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "random": self._ranks.gathered(random_state()),
             "data": self._loader.state_dict(),
             "metrics": self._log.state_dict(),
             "hyperparameters": self._hyperparameters,
@@ -115,9 +128,11 @@ class RunState:
             self._loader.load_state_dict(state["data"])
         except DataError as error:
             raise _does_not_fit(checkpoint, error.what, changed) from error
+        if (state["average"] is None) != (self._average is None):
+            raise _does_not_fit(checkpoint, "it was built with another ema_decay", changed)
         try:
-            self.model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._load_weights(state)
+            self._optimizer.load_state_dict(self._in_parts(state["optimizer"]))
         except (RuntimeError, ValueError, KeyError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Error(s) in" not in line]
             raise _does_not_fit(checkpoint, " ".join(lines[:5]), changed) from error
@@ -126,8 +141,36 @@ class RunState:
         self._log.load_state_dict(state["metrics"], checkpoint.step)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
-        restore_random_state(state["random"])
+        if self._ranks.rank < len(state["random"]):
+            restore_random_state(state["random"][self._ranks.rank])
+        else:
+            seed_all(rank_seed(self._hyperparameters["seed"], self._ranks.rank, checkpoint.step))
         return [*changed, *_differences(state["built"]["options"], self._built["options"], "optimizer")]
+
+    def use_weights(self, checkpoint: Checkpoint) -> None:
+        """Put the weights of a checkpoint back, and nothing else."""
+        self._load_weights(checkpoint.state)
+
+    def _load_weights(self, state: Mapping[str, Any]) -> None:
+        own = self.model.state_dict()
+        weights = {name: like(value, own[name]) if name in own else value for name, value in state["model"].items()}
+        self.model.load_state_dict(weights)
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    def _in_parts(self, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an optimizer's state with what has a parameter's shape in parts, if the parameter is."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+        own = dict(zip(numbers, parameters, strict=False))
+        states = {
+            number: {
+                name: like(value, own[number]) if isinstance(value, Tensor) and number in own else value
+                for name, value in entries.items()
+            }
+            for number, entries in optimizer["state"].items()
+        }
+        return {**optimizer, "state": states}
 
 
 _RATES = frozenset({"base_lrs", "_last_lr", "max_lrs"})
@@ -157,7 +200,7 @@ _SECONDS_TO_CLOSE = 60.0
 
 
 class Saves:
-    """Saves a run in the background when it is time, and finds what was saved.
+    """Saves a run in the background when it is time, and finds what was saved; all ranks call it at the same steps.
 
     Args:
         run: The parts of the run.
@@ -191,10 +234,9 @@ class Saves:
         self._durable = self._begun
         return checkpoint.step, changed
 
-    def save_if_due(self, step: int) -> None:
-        """Begin a save if it is time for one, there is something new, and none is in flight."""
-        if time.monotonic() >= self.due_time and step > self._begun[0] and not self._store.is_saving:
-            self.save(step)
+    def are_due(self, step: int) -> bool:
+        """Whether it is time for a save, there is something new, and none is in flight."""
+        return time.monotonic() >= self.due_time and step > self._begun[0] and not self._store.is_saving
 
     def save(self, step: int, score: float | None = None) -> None:
         """Begin a save; `score` is how good the model is, if that is known."""
@@ -235,11 +277,14 @@ class Saves:
             return None
         if best is None or best.score != score:
             return None
-        self._run.model.load_state_dict(best.state["model"])
+        self._run.use_weights(best)
         return best.step
 
 
-_FREE = ("epochs:", "max_steps:", "log_every_", "validate_every_", "checkpoint_every_", "early_stopping_")
+_FREE = (
+    *("epochs:", "max_steps:", "log_every_", "validate_every_", "checkpoint_every_", "early_stopping_"),
+    *("profile_steps:", "strategy:"),
+)
 """Hyperparameters that say how long and how closely, and change nothing of what is trained."""
 
 

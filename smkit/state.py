@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from smkit.errors import CheckpointError
+from smkit.sharding import Cut, is_distributed, local_part
 
 _DTYPES = {
     "F64": torch.float64,
@@ -58,11 +59,19 @@ class FlatState:
         tree: The structure and the plain values, with a name in place of each tensor.
         tensors: Each memory once, under the dotted path where it was met first.
         names_below: The names of the tensors below each key of the state itself.
+        cuts: Of what whole a tensor is this rank's part, for those that are.
     """
 
     tree: Tree
     tensors: dict[str, Tensor]
     names_below: dict[Any, list[str]]
+    cuts: dict[str, Cut] = field(default_factory=dict)
+
+    def only_parts(self) -> FlatState:
+        """Return this state without the tensors that every rank has as a whole."""
+        parts = {name: self.tensors[name] for name in self.cuts}
+        names_below = {key: [name for name in names if name in parts] for key, names in self.names_below.items()}
+        return FlatState(self.tree, parts, names_below, self.cuts)
 
     def copied_to(self, buffers: Mapping[str, Tensor]) -> FlatState:
         """Return this state with its tensors copied into CPU memory, into the `buffers` of the same name that fit."""
@@ -74,7 +83,7 @@ class FlatState:
                 if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                     buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                 copies[name] = buffer.copy_(tensor)
-        return FlatState(self.tree, copies, self.names_below)
+        return FlatState(self.tree, copies, self.names_below, self.cuts)
 
     def names_with_nan(self, key: str) -> list[str]:
         """Return the names of the tensors below a key of the state that hold NaN."""
@@ -114,18 +123,37 @@ def flatten(state: Mapping[str, Any]) -> FlatState:
     """
     flattener = _Flattener()
     tree = flattener.encode(dict(state), ())
-    return FlatState(tree, flattener.tensors, flattener.names_below)
+    return FlatState(tree, flattener.tensors, flattener.names_below, flattener.cuts)
 
 
-def parse_state(tree_file: bytes | bytearray, tensor_file: bytearray) -> dict[str, Any]:
-    """Return the state that two files hold; its tensors and arrays are views of `tensor_file`, which lives as they do.
+def parse_tree(file: bytes | bytearray) -> tuple[Tree, dict[str, Cut]]:
+    """Return the structure that a file holds, and how the tensors are cut that ranks held in parts.
 
-    Files that `flatten` did not make can raise any exception here, and run no code.
+    Files that `flatten` did not make can raise any exception here and below, and run no code.
     """
-    state = _rebuild(json.loads(tree_file), _parse_tensors(tensor_file))
+    tree = json.loads(file)
+    return tree, dict(_cuts_in(tree))
+
+
+def rebuilt(tree: Tree, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the state of this structure with these tensors in it, by name."""
+    state = _rebuild(tree, tensors)
     if not isinstance(state, dict):
         raise TypeError(f"the state is of type {_type_name(state)}")
     return state
+
+
+def _cuts_in(tree: Tree) -> Iterator[tuple[str, Cut]]:
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _cuts_in(item)
+    elif isinstance(tree, dict):
+        ((kind, content),) = tree.items()
+        if kind == "part":
+            name, shape, dimension = content
+            yield name, Cut(tuple(shape), dimension)
+        elif kind in ("dict", "tuple"):
+            yield from _cuts_in(content)
 
 
 def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
@@ -142,8 +170,8 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
         return int(content, 16)
     if kind == "float":
         return struct.unpack(">d", bytes.fromhex(content))[0]
-    if kind == "tensor":
-        return tensors[content]
+    if kind in ("tensor", "part"):
+        return tensors[content if kind == "tensor" else content[0]]
     if kind == "array":
         return tensors[content].numpy()
     if kind == "scalar":
@@ -151,7 +179,8 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-def _parse_tensors(data: bytearray) -> dict[str, Tensor]:
+def parse_tensors(data: bytearray) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name: views of `data`, which lives as long as they do."""
     start = 8 + int.from_bytes(data[:8], "little")
     return {name: _view(data, start, **entry) for name, entry in json.loads(data[8:start]).items()}
 
@@ -168,6 +197,7 @@ def _view(data: bytearray, start: int, *, dtype: str, shape: list[int], data_off
 class _Flattener:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     names_below: dict[Any, list[str]] = field(default_factory=dict)
+    cuts: dict[str, Cut] = field(default_factory=dict)
     _names: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def encode(self, value: Any, path: tuple[Any, ...]) -> Tree:
@@ -180,7 +210,7 @@ class _Flattener:
         if type(value) is tuple:
             return {"tuple": self._encode_items(value, path)}
         if isinstance(value, Tensor):
-            return {"tensor": self._name(value, path)}
+            return self._encode_part(value, path) if is_distributed(value) else {"tensor": self._name(value, path)}
         if type(value) is np.ndarray:
             return {"array": self._name(_tensor_of(value, path), path)}
         if isinstance(value, np.generic):
@@ -189,6 +219,17 @@ class _Flattener:
 
     def _encode_items(self, items: Iterable[Any], path: tuple[Any, ...]) -> list[Tree]:
         return [self.encode(item, (*path, index)) for index, item in enumerate(items)]
+
+    def _encode_part(self, tensor: Tensor, path: tuple[Any, ...]) -> Tree:
+        try:
+            local, cut = local_part(tensor)
+        except ValueError as error:
+            raise _cannot_keep(f"a tensor in parts cannot be kept in a checkpoint: {error}", path) from error
+        name = self._name(local, path)
+        if cut is None:
+            return {"tensor": name}
+        self.cuts[name] = cut
+        return {"part": [name, list(cut.shape), cut.dimension]}
 
     def _name(self, tensor: Tensor, path: tuple[Any, ...]) -> str:
         _check_tensor(tensor, path)

@@ -10,50 +10,44 @@ import logging
 import math
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
-from typing_extensions import TypeVar
 
 from smkit import contract, preflight, report
+from smkit.agreement import Agreement
+from smkit.assembly import make_loaders, make_model, make_records
+from smkit.averaging import WeightAverage
 from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
 from smkit.data.batches import Group, Loader
-from smkit.data.draws import Transform
-from smkit.data.layouts import open_dataset
-from smkit.data.loader import Workers
 from smkit.device import Placement
+from smkit.distributed import Ranks
 from smkit.errors import CheckpointError
-from smkit.export import write_weights
-from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
-from smkit.progress import Progress, duration
-from smkit.randomness import seed_all
+from smkit.parallel import explained, mesh_of, parallel_step, share_buffers, whole, whole_model
+from smkit.progress import duration
+from smkit.randomness import rank_seed, seed_all
 from smkit.run_state import RunState, Saves
+from smkit.script import HP, Script
 from smkit.start_table import start_table
 from smkit.stopping import StopRequest
 from smkit.validation import validate
 
 if TYPE_CHECKING:
-    # At run time these come with the user's own script; the loop alone does not pay for importing pydantic.
+    # At run time it comes with the user's own script; the loop alone does not pay for importing pydantic.
     from smkit.context import TrainingContext
-    from smkit.facts import Channel
-    from smkit.hyperparameters import Hyperparameters
 
 logger = logging.getLogger(__name__)
 
-_OWN_METRICS = frozenset({"train/loss", "train/grad_norm", "train/learning_rate"})
-
-HP = TypeVar("HP", bound="Hyperparameters", default="Hyperparameters")
+_AT_ONCE: AbstractContextManager[object] = nullcontext()
 
 
-class Trainer(ABC, Generic[HP]):
+class Trainer(Script[HP]):
     """A training run. Subclass it as `Trainer[Settings]`, write the `build_*` methods and the step, call `main`.
 
     Args:
@@ -70,81 +64,9 @@ class Trainer(ABC, Generic[HP]):
         total_steps: Optimizer steps of the whole run; known before `build_optimizer` is called.
     """
 
-    train_channel = "train"
-    validation_channel = "validation"
-    workers: Workers = "auto"
-    """Who reads data: see `smkit.make_loader`."""
-    num_workers: int | None = None
-    """Processes, if `workers` is "process"."""
-    skip_budget = 0
-    """How many training samples may be unreadable, and be replaced by others; by default none."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    placement: Placement
-
     def __init__(self, context: TrainingContext[HP]) -> None:
-        self.context = context
-        self.hp: HP = context.hp
-        self.step = 0
-        self.total_steps = 0
+        super().__init__(context)
         self._stop = StopRequest()
-        self._record: dict[str, float] = {}
-
-    # --- what a user writes -------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def build_model(self) -> nn.Module:
-        """Return the model; random generators are seeded already."""
-
-    @abstractmethod
-    def build_optimizer(self, model: nn.Module) -> Optimizer:
-        """Return the optimizer of `model`, which is on its device."""
-
-    @abstractmethod
-    def training_step(self, batch: Any) -> Tensor:
-        """Return the mean loss of `batch` over its samples, a tensor of one element."""
-
-    def build_scheduler(self, optimizer: Optimizer) -> LRScheduler | None:  # noqa: ARG002
-        """Return a scheduler, stepped once per optimizer step; `self.total_steps` is known. None by default."""
-        return None
-
-    def build_dataset(self, channel: Channel) -> Dataset[Any]:
-        """Return the data set of a channel, of any kind; by default what `open_dataset` makes of its files."""
-        return open_dataset(channel)
-
-    def build_transform(self) -> Transform | None:
-        """Return what makes a training batch of a batch that was read, such as augmentation; None by default.
-
-        It is called with random numbers that belong to the batch's samples, see `smkit.SampleRandom`.
-        """
-        return None
-
-    def validation_step(self, batch: Any) -> Mapping[str, Any]:
-        """Return metrics of `batch` by name; written, there is validation, if the run has the channel for it.
-
-        A value is a mean over the batch's samples, a tensor `(samples,)` of one value each, or a pair (sum, count).
-        """
-        raise NotImplementedError
-
-    def export_model(self, directory: Path) -> None:
-        """Write the finished model, in evaluation mode, to `directory`; by default its weights: model.safetensors."""
-        write_weights(self.model, directory / "model.safetensors")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the run remembers besides model, optimizer and schedule: plain values and tensors."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up, on resume, what `state_dict` has returned."""
-
-    def log(self, name: str, value: Tensor | float) -> None:
-        """Note a metric within a training step; its mean appears in the next record. A tensor stays on its device."""
-        if name in _OWN_METRICS or not self.model.training:
-            raise preflight.not_to_be_logged(name, is_validating=not self.model.training)
-        # A copy: a parameter or a buffer would have changed by the time it is read.
-        self._log.add(name, value.detach().clone() if isinstance(value, Tensor) else value)
 
     # --- the process --------------------------------------------------------------------------------------------------
 
@@ -159,7 +81,9 @@ class Trainer(ABC, Generic[HP]):
 
         program = Path(sys.argv[0]).name
         context = TrainingContext.load(preflight.settings_of(cls, Trainer))
-        if not context.is_sagemaker:
+        if context.world_size > 1:
+            program = f"{program}, rank {context.rank}"
+        if not context.is_sagemaker and context.local_rank == 0:
             contract.failure_file(context.output_dir).unlink(missing_ok=True)
         try:
             cls(context).fit()
@@ -188,7 +112,7 @@ class Trainer(ABC, Generic[HP]):
                     for each micro-batch of it:
                         loss = training_step(micro-batch), weighed by its share of the batch's samples
                         backward
-                    clip, optimizer step, scheduler step
+                    clip, optimizer step, scheduler step           # gradients are means over all ranks
                     if due: write metrics, validate, save a checkpoint
                     if asked to stop: save a checkpoint, leave
             export the model (the best one, if a metric is monitored)
@@ -201,8 +125,8 @@ class Trainer(ABC, Generic[HP]):
             SystemExit: Status 143, after SIGTERM and a checkpoint.
             KeyboardInterrupt: After Ctrl-C and a checkpoint; at once after a second one.
         """
-        self.step, self._stop, self._record = 0, StopRequest(), {}
-        with self._stop.listening(on_deadline=self._miss_deadline):
+        self.step, self._stop = 0, StopRequest()
+        with self._stop.listening(on_deadline=self._miss_deadline), self._joined() as self._ranks:
             try:
                 self._prepare()
                 while not self._is_finished():
@@ -210,10 +134,8 @@ class Trainer(ABC, Generic[HP]):
                     for group in self._loader.groups():
                         try:
                             self._train_on(batches, group)
-                        except RuntimeError:
-                            # A request to stop that reaches the worker processes too takes their data away.
-                            if self._stop:
-                                self._leave()
+                        except RuntimeError as error:
+                            self._judge(error)
                             raise
                         if (
                             self.step >= self._event_step
@@ -229,123 +151,136 @@ class Trainer(ABC, Generic[HP]):
                 self._finish()
             finally:
                 self._close()
-        return self._record
+        return self._records.latest
 
     # --- the loop's parts, in the order in which they happen ----------------------------------------------------------
+
+    def _joined(self) -> AbstractContextManager[Ranks]:
+        context = self.context
+        return Ranks.joined(
+            context.rank,
+            context.world_size,
+            context.local_rank,
+            host=context.current_host,
+            timeout_seconds=self.timeout_seconds,
+        )
 
     def _prepare(self) -> None:
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
         self._began, hp, context = time.monotonic(), self.hp, self.context
-        preflight.require_one_process(context.world_size)
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
         self._monitor = Monitor(hp.monitor, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
-        self._loss_guard = LossGuard(scales_gradients=self.placement.scaler is not None)
         seed_all(hp.seed)
-        self._loader = self._make_loader(self.train_channel, shuffle=True)
-        self._validation_loader = self._make_validation_loader()
+        self._loader, self._validation_loader = make_loaders(self, self._monitor)
         self.total_steps = preflight.total_steps(self._loader.steps_per_epoch, hp.epochs, hp.max_steps)
-        self.model = preflight.built(self.build_model(), nn.Module, "build_model").to(self.placement.device)
-        if not self.model.training:
-            self.model.train()
+        self.model = make_model(self, self._ranks)
         self.optimizer = preflight.built(self.build_optimizer(self.model), Optimizer, "build_optimizer")
         preflight.require_own_parameters(self.optimizer, self.model)
         self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
-        metrics_file = context.output_data_dir / "metrics.jsonl"
-        self._log = MetricLog(metrics_file, contract.tensorboard_dir(context.output_dir))
-        self._resume()
-        self._progress = Progress(self.total_steps, self.step)
-        self._logged_step = self.step - len(self._log.read().get("train/loss", []))
-        self._begin_interval()
+        self._average = None if hp.ema_decay is None else WeightAverage(self.model, hp.ema_decay)
+        if self._ranks.rank:
+            # The weights are those of one seed; what is drawn in a step is each rank's own.
+            seed_all(rank_seed(hp.seed, self._ranks.rank, 0))
+        self._agreement, self._is_stopping, self._share = Agreement(self._ranks), False, 1
+        guard = LossGuard(scales_gradients=self.placement.scaler is not None)
+        self._records = make_records(self, self._ranks, guard)
+        self._ranks.wait_for_all()
+        self._resume(guard)
+        self._parallel = parallel_step(
+            self.training_step,
+            self.model,
+            self._ranks,
+            hp.strategy,
+            find_unused_parameters=self.find_unused_parameters,
+        )
+        self._records.begin(self.step)
+        self._polled_step = self.step
         self._between_steps()
 
-    def _make_loader(self, channel: str, *, shuffle: bool) -> Loader:
-        return self.context.dataloader(
-            channel,
-            build_dataset=self.build_dataset,
-            shuffle=shuffle,
-            gradient_accumulation_steps=None if shuffle else 1,
-            workers=self.workers,
-            num_workers=self.num_workers,
-            transform=self.build_transform() if shuffle else None,
-            on_error="skip" if shuffle and self.skip_budget else "raise",
-            skip_budget=self.skip_budget if shuffle else 0,
-        )
-
-    def _make_validation_loader(self) -> Loader | None:
-        is_written = type(self).validation_step is not Trainer.validation_step
-        has_channel = self.context.has_channel(self.validation_channel)
-        if is_written and has_channel:
-            return preflight.with_same_classes(self._loader, self._make_loader(self.validation_channel, shuffle=False))
-        if is_written:
-            preflight.require_no_near_miss([channel.name for channel in self.context.channels], self.validation_channel)
-        if self._monitor.metric is not None:
-            missing = f"channel '{self.validation_channel}'" if is_written else "validation_step"
-            raise preflight.nothing_to_monitor(self._monitor.metric, missing)
-        return None
-
-    def _resume(self) -> None:
+    def _resume(self, guard: LossGuard) -> None:
         """Go on from the newest whole checkpoint, if there is one, and say what this run is."""
         run = RunState(
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
+            average=self._average,
             placement=self.placement,
             loader=self._loader,
-            log=self._log,
+            log=self._records.log,
             monitor=self._monitor,
-            loss_guard=self._loss_guard,
+            loss_guard=guard,
             own=self,
+            ranks=self._ranks,
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
-        self._saves = Saves(run, CheckpointStore(self.context.checkpoint_dir), self.hp.checkpoint_every_seconds)
+        store = CheckpointStore(self.context.checkpoint_dir, ranks=self._ranks, mesh=mesh_of(self.model))
+        self._saves = Saves(run, store, self.hp.checkpoint_every_seconds)
         self._saves.check()
         resumed = self._saves.resume()
         self.step, changed = resumed or (0, [])
-        text = start_table(
-            type(self).__name__,
-            self.context,
-            placement=self.placement,
-            train=self._loader,
-            validation=self._validation_loader,
-            model=self.model,
-            total_steps=self.total_steps,
-            resumed_step=None if resumed is None else self.step,
+        self._say(
+            start_table(
+                type(self).__name__,
+                self.context,
+                placement=self.placement,
+                train=self._loader,
+                validation=self._validation_loader,
+                model=self.model,
+                total_steps=self.total_steps,
+                resumed_step=None if resumed is None else self.step,
+            )
         )
-        report.say(text)
         for change in changed:
-            report.say(f"note: goes on with another {change}; optimizer and schedule keep what the checkpoint holds")
+            self._say(f"note: goes on with another {change}; optimizer and schedule keep what the checkpoint holds")
 
-    def _begin_interval(self) -> None:
-        self._interval_began, self._interval_step, self._waited_seconds = time.monotonic(), self.step, 0.0
+    def _say(self, text: str) -> None:
+        """Say something that all ranks would say, once."""
+        if self._ranks.is_first:
+            report.say(text)
 
     def _train_on(self, batches: Iterator[Any], group: Group) -> None:
         """Do one optimizer step on the next micro-batches, those of `group`."""
-        placement = self.placement
-        total = group.samples
+        placement, parallel, world_size = self.placement, self._parallel, self._ranks.world_size
+        last = len(group.shares) - 1
         mean_loss: Tensor | None = None
-        for size in group.shares:
+        for number, share in enumerate(group.shares):
             began = time.perf_counter()
             batch = placement.move(next(batches))
-            self._waited_seconds += time.perf_counter() - began
-            with placement.autocast():
-                loss: Any = self.training_step(batch)
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise preflight.no_loss(loss, f"{type(self).__name__}.training_step, step {self.step + 1}")
-            if size != total:
-                loss = loss * (size / total)
-            placement.backward(loss)
+            self._records.waited_seconds += time.perf_counter() - began
+            self._share = share
+            with _AT_ONCE if number == last else parallel.without_sync():
+                with placement.autocast():
+                    loss: Any = parallel.call(batch)
+                if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise preflight.no_loss(loss, f"{type(self).__name__}.training_step, step {self.step + 1}")
+                weight = share * world_size / group.samples
+                if weight != 1:
+                    loss = loss * weight
+                placement.backward(loss)
             mean_loss = loss.detach() if mean_loss is None else mean_loss + loss.detach()
         norm = placement.step(self.optimizer, self._clipped_parameters(), self.hp.max_grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None and not placement.skipped:
-            self.scheduler.step()
+        if not placement.skipped:
+            if self.scheduler is not None:
+                self.scheduler.step()
+            if self._average is not None:
+                self._average.update()
         self._loader.advance()
         self.step += 1
         if mean_loss is not None:
-            self._log.add("train/loss", mean_loss)
+            self._records.log.add("train/loss", mean_loss)
         if norm is not None:
-            self._log.add("train/grad_norm", norm)
+            self._records.log.add("train/grad_norm", whole(norm))
+
+    def _judge(self, error: RuntimeError) -> None:
+        """Raise, or do, what an error in a step means besides what it says."""
+        # A request to stop that reaches the worker processes too takes their data away.
+        if self._stop and self._ranks.world_size == 1:
+            self._leave()
+        meaning = explained(error)
+        if meaning is not None:
+            raise meaning from error
 
     def _clipped_parameters(self) -> list[Tensor]:
         """Return what the optimizer trains by now, if gradients are clipped."""
@@ -363,37 +298,34 @@ class Trainer(ABC, Generic[HP]):
 
     def _between_steps(self) -> None:
         """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
-        hp = self.hp
-        if self.step > self._logged_step and (self.step % hp.log_every_steps == 0 or self._is_finished()):
-            self._write_metrics()
-        if self._validation_loader is not None and self._is_validation_due():
+        hp, records = self.hp, self._records
+        if records.has_new(self.step) and (self.step % hp.log_every_steps == 0 or self._is_finished()):
+            records.write(self.step, self.epoch, float(self.optimizer.param_groups[0]["lr"]))
+        saves = self._poll(self.step - self._polled_step)
+        self._polled_step = self.step
+        if self._validation_loader is not None and self._is_validation_due() and not self._is_stopping:
             self._validate(self._validation_loader)
-        if self._stop:
+            saves |= self._poll(0)
+        if self._is_stopping:
             self._leave()
-        self._saves.save_if_due(self.step)
-        if time.monotonic() >= self._progress.due:
-            self._progress.draw(self.step, hp.batch_size)
+        if saves:
+            self._saves.save(self.step)
+        records.draw_if_due(self.step)
         # Of a stream without a length the end of an epoch is known when it is there.
         epoch_end = self.step + (self._loader.steps_per_epoch or math.inf) - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
-        self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps)
-        self._event_time = min(self._saves.due_time, self._progress.due)
+        poll = self.step + self._agreement.ticks_left
+        self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps, poll)
+        self._event_time = min(self._saves.due_time, records.due_time)
 
-    def _write_metrics(self) -> None:
-        losses = self._log.read().get("train/loss", [])
-        self._loss_guard.check(losses, last_step=self.step, are_final=True)
-        values = {"train/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
-        steps = self.step - self._interval_step
-        if steps:
-            seconds = max(time.monotonic() - self._interval_began, 1e-9)
-            values["train/samples_per_second"] = steps * self.hp.batch_size / seconds
-            values["train/data_wait_percent"] = 100 * self._waited_seconds / seconds
-            values["train/eta_seconds"] = (self.total_steps - self.step) * seconds / steps
-        self._progress.clear()
-        self._record |= self._log.write(self.step, self.epoch, values)
-        self._progress.note(f"loss {self._record['train/loss']:.4g}")
-        self._logged_step = self.step
-        self._begin_interval()
+    def _poll(self, ticks: int) -> bool:
+        """Ask, after so many steps or batches, whether all ranks are to stop or, the answer, to save."""
+        wants_save = self._saves.are_due(self.step)
+        signal, saves = self._agreement.poll(ticks, signal=self._stop.signal, wants_save=wants_save)
+        if signal is not None:
+            self._stop.signal = signal
+            self._is_stopping = True
+        return saves
 
     def _is_validation_due(self) -> bool:
         every = self.hp.validate_every_steps
@@ -402,18 +334,30 @@ class Trainer(ABC, Generic[HP]):
 
     def _validate(self, loader: Loader) -> None:
         """Write the means over all samples of the validation channel, and save what is best; a stop abandons it."""
-        values = validate(self.model, self.validation_step, loader, self.placement, self._stop)
+
+        def is_stopped() -> bool:
+            self._poll(1)
+            return self._is_stopping
+
+        share_buffers(self.model, self._ranks)
+        with nullcontext() if self._average is None else self._average.applied():
+            values = validate(
+                self.model,
+                self.validation_step,
+                loader,
+                self.placement,
+                is_stopped=is_stopped,
+                gather=self._ranks.gathered,
+            )
         if values is None:
             return
-        self._progress.clear()
-        self._log.write_values(self.step, self.epoch, values)
-        self._record |= values
+        self._records.write_validation(self.step, self.epoch, values)
         if self._monitor.judge(values, self.step):
             self._saves.save(self.step, score=self._monitor.best_score)
 
     def _leave(self) -> NoReturn:
         """Save where the run stands, and leave with the status of the signal."""
-        self._progress.clear()
+        self._records.clear()
         interrupted = self._stop.exit_status == contract.INTERRUPTED_EXIT_STATUS
         outcome = (
             f"step {self.step:,} is saved in {self.context.checkpoint_dir}" if self.step else "nothing was trained yet"
@@ -422,7 +366,7 @@ class Trainer(ABC, Generic[HP]):
             self._saves.finish(self.step)
         except CheckpointError as error:
             outcome = f"step {self.step:,} could not be saved: {error}"
-        report.say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
+        self._say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
         if interrupted:
             raise KeyboardInterrupt
         raise SystemExit(self._stop.exit_status)
@@ -433,25 +377,31 @@ class Trainer(ABC, Generic[HP]):
 
     def _finish(self) -> None:
         """Save the last state, put the best weights back, write the model and its settings."""
-        if self.step > self._logged_step:
-            self._write_metrics()
+        if self._records.has_new(self.step):
+            self._records.write(self.step, self.epoch, float(self.optimizer.param_groups[0]["lr"]))
         try:
             self._saves.finish(self.step)
         except CheckpointError as error:
             logger.warning("the last checkpoint could not be saved, the model goes on its way: %s", error)
         which = self._use_best_model()
-        preflight.require_numbers(self.model)
-        directory = self.context.model_dir
-        self.model.eval()
+        with nullcontext() if self._average is None else self._average.applied():
+            preflight.require_numbers(self.model)
+            self.model = whole_model(self.model, self.build_model, self._ranks)
+            self.model.eval()
+            if self._ranks.is_first:
+                self._hand_over(self.context.model_dir)
+        self._records.clear()
+        took = duration(time.monotonic() - self._began)
+        replaced = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
+        self._say(f"finished: {self.step:,} steps in {took}{replaced}; {which} is in {self.context.model_dir}")
+        self._ranks.wait_for_all()
+
+    def _hand_over(self, directory: Path) -> None:
         try:
             self.export_model(directory)
             self.context.save_settings(directory)
         except OSError as error:
             raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
-        self._progress.clear()
-        took = duration(time.monotonic() - self._began)
-        replaced = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
-        report.say(f"finished: {self.step:,} steps in {took}{replaced}; {which} is in {directory}")
 
     def _use_best_model(self) -> str:
         if self._monitor.best_score is None:
@@ -464,7 +414,5 @@ class Trainer(ABC, Generic[HP]):
     def _close(self) -> None:
         if hasattr(self, "_saves"):
             self._saves.close()
-        if hasattr(self, "_log"):
-            self._log.close()
-        if hasattr(self, "_progress"):
-            self._progress.clear()
+        if hasattr(self, "_records"):
+            self._records.close()

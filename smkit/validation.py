@@ -6,7 +6,7 @@ The training does not notice it: no gradient, no change of mode, no random numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from smkit.device import Placement
 from smkit.errors import SmkitError
 from smkit.metrics import check_name
 from smkit.randomness import random_state_kept
-from smkit.stopping import StopRequest
 
 
 def validate(
@@ -25,9 +24,20 @@ def validate(
     step: Callable[[Any], Mapping[str, Any]],
     loader: Loader,
     placement: Placement,
-    stop: StopRequest,
+    *,
+    is_stopped: Callable[[], bool],
+    gather: Callable[[Any], Sequence[Any]],
 ) -> dict[str, float] | None:
-    """Return the mean of each metric that `step` returns, over all samples of `loader`; None if a stop came between."""
+    """Return the mean of each metric that `step` returns, over all samples of `loader`, those of all ranks.
+
+    Args:
+        model: In evaluation mode meanwhile.
+        step: The user's.
+        loader: This rank's share of the samples.
+        placement: Where and how precisely.
+        is_stopped: Asked before each batch; its answer is the same on all ranks, and a yes ends this with None.
+        gather: Returns what each rank passes to it.
+    """
     means = SampleMeans()
     position = loader.state_dict()
     modes = [(module, module.training) for module in model.modules()]
@@ -36,21 +46,22 @@ def validate(
         # Not inference_mode: what a model caches in it could never be trained with.
         with random_state_kept(), torch.no_grad():
             for (_, (samples,)), batch in zip(loader.groups(), loader, strict=False):
-                if stop:
+                if is_stopped():
                     return None
                 with placement.autocast():
                     metrics: object = step(placement.move(batch))
                 if not isinstance(metrics, Mapping):
                     fix = "return a dict: {'accuracy': value}"
                     raise SmkitError(f"returned {metrics!r:.60}", where="validation_step", fix=fix)
-                for name, value in metrics.items():
+                # What stands in for an empty share keeps ranks in step, and does not count.
+                for name, value in metrics.items() if samples else ():
                     means.add(f"validation/{name}", value, samples)
     finally:
         for module, was_training in modes:
             module.training = was_training
         # Each validation is the same pass, for whatever workers draw depends on the epoch.
         loader.load_state_dict(position)
-    return means.result()
+    return means.result(gather)
 
 
 class SampleMeans:
@@ -83,10 +94,16 @@ class SampleMeans:
             fix="return a mean over the batch, one value per sample, or a pair (sum, count)",
         )
 
-    def result(self) -> dict[str, float]:
-        """Return the mean of each name; NaN where nothing was counted."""
-        counts = {name: float(count) for name, count in self._counts.items()}
-        return {name: float(total) / counts[name] if counts[name] else math.nan for name, total in self._sums.items()}
+    def result(self, gather: Callable[[Any], Sequence[Any]]) -> dict[str, float]:
+        """Return the mean of each name, over all ranks; NaN where nothing was counted."""
+        own = {name: (float(total), float(self._counts[name])) for name, total in self._sums.items()}
+        of_all: Sequence[dict[str, tuple[float, float]]] = gather(own)
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for of_one in of_all for name in of_one):
+            parts = [of_one[name] for of_one in of_all if name in of_one]
+            count = sum(count for _, count in parts)
+            means[name] = sum(total for total, _ in parts) / count if count else math.nan
+        return means
 
 
 def _pair(name: str, value: tuple[Any, ...]) -> tuple[Any, Any]:

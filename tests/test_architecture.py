@@ -113,9 +113,14 @@ ALLOWED = {
     },
     # training wing
     "device": {"errors"},
-    "state": {"errors"},
+    "distributed": {"errors"},
+    "agreement": {"distributed"},
+    "sharding": set(),
+    "state": {"errors", "sharding"},
     "manifest": {"errors"},
-    "checkpoint": {"errors", "manifest", "state"},
+    "restoring": {"distributed", "errors", "manifest", "sharding", "state"},
+    "checkpoint": {"distributed", "errors", "manifest", "restoring", "state"},
+    "parallel": {"distributed", "errors", "sharding"},
     "metrics": {"contract", "errors"},
     "monitor": {"errors"},
     "progress": set(),
@@ -126,15 +131,25 @@ ALLOWED = {
     "compilation": set(),
     "preflight": {"errors", "hyperparameters"},
     "export": {"errors"},
-    "validation": {"data.batches", "device", "errors", "metrics", "randomness", "stopping"},
+    "validation": {"data.batches", "device", "errors", "metrics", "randomness"},
     "run_state": {
-        *("cadence", "checkpoint", "data.batches", "device", "errors", "metrics", "monitor", "randomness", "state"),
+        *("averaging", "cadence", "checkpoint", "data.batches", "device", "distributed", "errors", "metrics"),
+        *("monitor", "randomness", "restoring", "sharding", "state"),
     },
     "start_table": {"context", "data.batches", "device", "report"},
+    "records": {"metrics", "monitor", "progress"},
+    "script": {
+        *("context", "data.draws", "data.layouts", "data.loader", "device", "export", "facts", "hyperparameters"),
+        *("preflight", "records"),
+    },
+    "assembly": {
+        *("contract", "data.batches", "distributed", "metrics", "monitor", "parallel", "preflight", "records"),
+        *("script",),
+    },
     "trainer": {
-        *("cadence", "checkpoint", "context", "contract", "data.batches", "data.draws", "data.layouts"),
-        *("data.loader", "device", "errors", "export", "facts", "hyperparameters", "metrics", "monitor"),
-        *("preflight", "progress", "randomness", "report", "run_state", "start_table", "stopping", "validation"),
+        *("agreement", "assembly", "averaging", "cadence", "checkpoint", "context", "contract", "data.batches"),
+        *("device", "distributed", "errors", "monitor", "parallel", "preflight", "progress", "randomness", "report"),
+        *("run_state", "script", "start_table", "stopping", "validation"),
     },
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},
@@ -254,7 +269,7 @@ LIBRARIES = {
     "pydantic_settings": {"facts"},
     "yaml": {"sources"},
     "tomli": {"sources"},
-    "typing_extensions": {"context", "hyperparameters", "settings", "trainer"},
+    "typing_extensions": {"context", "hyperparameters", "settings", "script"},
 }
 
 

@@ -355,7 +355,7 @@ def test_an_unknown_format_is_refused_and_never_removed(tmp_path: Path) -> None:
     store = filled(tmp_path, 1, 2)
     newer = directory_of(2, tmp_path)
     forge_manifest(newer, format=7)
-    with pytest.raises(CheckpointError, match=r"format 7.*format 1"):
+    with pytest.raises(CheckpointError, match=r"format 7.*format 2"):
         store.latest()
     for step in (3, 4, 5, 6):
         store.save(step, state_of(step))

@@ -410,10 +410,10 @@ def test_a_part_that_the_loop_cannot_use_is_named(method: str, value: Any, text:
     assert caught.value.fix
 
 
-def test_several_processes_are_refused_for_each_would_train_alone(data: Path, tmp_path: Path) -> None:
+def test_a_process_that_cannot_find_the_others_says_how_to_start_them(data: Path, tmp_path: Path) -> None:
     env = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     context = smkit.TrainingContext.load(Settings, [f"--channel=train={data}", f"--run-dir={tmp_path}"], env)
-    with pytest.raises(smkit.ConfigurationError, match="started as 2 processes"):
+    with pytest.raises(smkit.ConfigurationError, match=r"one of 2 processes(.|\n)*torchrun"):
         LineTrainer(context).fit()
 
 

@@ -1,0 +1,221 @@
+"""The processes that train one model: how they meet, what they tell each other, and what is said when one is lost.
+
+torchrun starts them; `RANK` and `WORLD_SIZE` say so. Small values go through a group on the CPU, so that no exchange of
+this room waits for a GPU. It knows neither models nor checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from smkit.errors import ConfigurationError, SmkitError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import ProcessGroup, Work
+
+T = TypeVar("T")
+
+_MEETING_SECONDS = 900.0
+"""Hosts of a job begin minutes apart, and until the first step each prepares its data at its own pace."""
+_SAVING_SECONDS = 1800.0
+"""A slow disk is no reason to give up a run."""
+_LAST_WORDS_SECONDS = 5.0
+_FAILURE = "smkit/failure"
+_LOST_CONTACT = re.compile(
+    r"gloo|NCCL|Connection (closed|reset|refused)|Timed out waiting|[Tt]imeout after|Socket [Tt]imeout|Broken pipe"
+)
+
+
+class Ranks:
+    """This process among those that train together; alone, every exchange is nothing.
+
+    Attributes:
+        rank: Its number, from 0.
+        world_size: How many there are.
+        local_rank: Its number on this host.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self._store: Store | None = None
+        self._quick: ProcessGroup | None = None
+        self._patient: ProcessGroup | None = None
+        self._background: ProcessGroup | None = None
+
+    @classmethod
+    @contextmanager
+    def joined(
+        cls, rank: int, world_size: int, local_rank: int, *, host: str, timeout_seconds: float
+    ) -> Iterator[Ranks]:
+        """Meet the other processes for a block, and part from them after it.
+
+        An error within the block is told to the others; one that only says that another process is gone is replaced
+        by what that process has told.
+
+        Args:
+            rank: This process's number.
+            world_size: How many processes there are; with one, nothing happens.
+            local_rank: Its number on this host.
+            host: Its host's name, for what the others are told.
+            timeout_seconds: How long to wait for another process in a step before it is given up.
+
+        Raises:
+            SmkitError: The processes did not meet, or another one has failed.
+        """
+        ranks = cls(rank, world_size, local_rank)
+        if world_size == 1:
+            yield ranks
+            return
+        is_ours = not distributed.is_initialized()
+        try:
+            ranks._meet(timeout_seconds, is_ours=is_ours)
+            yield ranks
+        except Exception as error:
+            if _is_lost_contact(error):
+                raise ranks._other_failure(error) from error
+            ranks._tell(f"rank {rank} on host {host}: {_first_words(error)}")
+            raise
+        # After a failure the group is left to the end of the process: parting could wait for one who is gone.
+        if is_ours:
+            distributed.destroy_process_group()
+
+    def _meet(self, timeout_seconds: float, *, is_ours: bool) -> None:
+        from torch.distributed.rendezvous import rendezvous
+
+        if is_ours:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            meeting = timedelta(seconds=_MEETING_SECONDS)
+            try:
+                store, rank, world_size = next(rendezvous("env://", timeout=meeting))
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"this is one of {self.world_size} processes, and cannot find the others: {error}",
+                    where="RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+                    fix="start them with torchrun, which sets all four",
+                ) from error
+            self._store = store
+            distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds)
+            )
+        self._quick = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+        patience = timedelta(seconds=_SAVING_SECONDS)
+        self._patient = distributed.new_group(backend="gloo", timeout=patience)
+        # Two threads must not use one group: whose turn it is would differ from rank to rank.
+        self._background = distributed.new_group(backend="gloo", timeout=patience)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process that writes what there is one of: metrics, checkpoints, the model."""
+        return self.rank == 0
+
+    def gathered(self, value: T) -> list[T]:
+        """Return what each process passes, in the order of ranks; all call it at the same place."""
+        return self._gathered(value, self._quick)
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here, as long as preparing or saving may take."""
+        self._gathered(None, self._patient)
+
+    def gathered_in_background(self, value: T) -> list[T]:
+        """Return what each process passes, for the one other thread that may exchange something: the one that saves."""
+        return self._gathered(value, self._background)
+
+    def _gathered(self, value: T, group: ProcessGroup | None) -> list[T]:
+        if group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value, group=group)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """Return what rank 0 passes; waits for it as long as preparing or saving may take."""
+        if self._patient is None:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._patient)
+        return values[0]
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors in CPU memory by those of rank 0."""
+        if self._patient is not None:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0, group=self._patient)
+
+    def begin_maximum(self, numbers: Tensor) -> Work | None:
+        """Begin to overwrite `numbers`, in CPU memory, by the largest of all ranks; None alone, where they stand."""
+        if self._quick is None:
+            return None
+        work: Work = distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX, group=self._quick, async_op=True)
+        return work
+
+    def _tell(self, text: str) -> None:
+        """Leave word for the others of what has failed here; the first word counts."""
+        store = self._store
+        if store is not None:
+            _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
+
+    def _other_failure(self, error: Exception) -> SmkitError:
+        """Return what another process has said before it was gone."""
+        store = self._store
+        said = None if store is None else _within(_LAST_WORDS_SECONDS, lambda: _wait_for_word(store))
+        if said is not None:
+            return SmkitError(
+                f"another process of this run has failed first: {said}",
+                where=f"rank {self.rank}",
+                fix="mend that; its own log says more",
+            )
+        return SmkitError(
+            f"another process of this run is gone or stuck, and has not said why ({_first_words(error):.200})",
+            where=f"rank {self.rank}",
+            fix="look at the logs of the other ranks and hosts: one was killed, ran out of memory or lost its network; "
+            "start again with the same folders to go on from the last checkpoint",
+        )
+
+
+def _wait_for_word(store: Store) -> str | None:
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS - 1
+    while time.monotonic() < deadline:
+        if store.check([_FAILURE]):
+            return bytes(store.get(_FAILURE)).decode(errors="replace")
+        time.sleep(0.1)
+    return None
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T | None:
+    """Return what `call` returns; None if it fails or takes longer, for whoever answers may be gone."""
+    results: list[T] = []
+
+    def run() -> None:
+        # Whatever the network says, there is nobody left to tell it to.
+        with suppress(Exception):
+            results.append(call())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    """Whether an error is no cause, but what is seen of another process's end."""
+    if isinstance(error, distributed.DistError):
+        return True
+    return type(error) is RuntimeError and _LOST_CONTACT.search(str(error)) is not None
+
+
+def _first_words(error: BaseException) -> str:
+    if isinstance(error, SmkitError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

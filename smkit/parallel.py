@@ -1,0 +1,137 @@
+"""How several processes train one model: each holds all of it (DDP), or each a part (FSDP2).
+
+The user's module stays what it is: under DDP it is the step that is wrapped and not the model, so that its state has
+the same names in any number of processes, and whatever method a step calls takes part. This room knows no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from smkit.distributed import Ranks
+from smkit.errors import ConfigurationError, SmkitError
+from smkit.sharding import is_distributed
+
+Strategy = Literal["ddp", "fsdp"]
+Step = Callable[[Any], Any]
+
+_AT_ONCE: AbstractContextManager[object] = nullcontext()
+
+
+class ParallelStep:
+    """A training step that takes part in the others': the gradients that it leaves are the mean over all ranks."""
+
+    def __init__(self, step: Step, ddp: Any = None) -> None:
+        self.call: Step = step if ddp is None else ddp
+        self._ddp = ddp
+
+    def without_sync(self) -> AbstractContextManager[object]:
+        """Return the context for a micro-batch that others of its group follow: its gradients wait for theirs."""
+        return _AT_ONCE if self._ddp is None else self._ddp.no_sync()
+
+
+class _StepModule(nn.Module):
+    """The model and the step as one module, which is what DDP can wrap."""
+
+    def __init__(self, model: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.model = model
+        self._step = step
+
+    def forward(self, batch: Any) -> Any:
+        return self._step(batch)
+
+
+def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
+    """Leave each rank a part of every parameter, which is put together when a block of the model needs it (FSDP2).
+
+    Each member of an `nn.ModuleList` is such a block, as layers of a transformer are; what is left is one more.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device_type, (ranks.world_size,))
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (member for member in child if any(True for _ in member.parameters()))
+        else:
+            yield from _blocks(child)
+
+
+def parallel_step(
+    step: Step, model: nn.Module, ranks: Ranks, strategy: Strategy, *, find_unused_parameters: bool
+) -> ParallelStep:
+    """Return `step` such that its gradients become the mean over all ranks; the model has rank 0's weights then.
+
+    Raises:
+        ConfigurationError: No parameter of the model is trained.
+    """
+    if ranks.world_size == 1 or strategy == "fsdp":
+        return ParallelStep(step)
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigurationError(
+            "the model has no parameter to train", where="build_model", fix="let one require a gradient"
+        )
+    ddp = DistributedDataParallel(
+        _StepModule(model, step), gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+    )
+    return ParallelStep(step, ddp)
+
+
+def explained(error: RuntimeError) -> SmkitError | None:
+    """Return DDP's complaint about parameters without a gradient in a person's words; None for any other error."""
+    if "Expected to have finished reduction in the prior iteration" not in str(error):
+        return None
+    return SmkitError(
+        "some of the model's parameters have had no gradient in a step, and the ranks wait for it",
+        where="training_step",
+        fix="let every parameter that requires a gradient take part in the loss, "
+        "or set `find_unused_parameters = True` in the trainer's class",
+    )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is in parts as a whole one, on all ranks; any other as it is."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def mesh_of(model: nn.Module) -> Any:
+    """Return the mesh that a model's parts lie on, None if it is whole."""
+    return next((one.device_mesh for one in model.parameters() if is_distributed(one)), None)  # type: ignore[attr-defined]
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the buffers of rank 0, such as the running statistics that each batch norm counts by itself."""
+    if ranks.world_size > 1:
+        from torch.distributed import broadcast
+
+        for buffer in model.buffers():
+            broadcast(buffer, src=0)
+
+
+def whole_model(model: nn.Module, build: Callable[[], nn.Module], ranks: Ranks) -> nn.Module:
+    """Return a model that is in parts as a whole one in CPU memory, on rank 0; any other as it is."""
+    if mesh_of(model) is None:
+        return model
+    state = {}
+    for name, value in model.state_dict().items():
+        gathered = whole(value)
+        if ranks.is_first:
+            state[name] = gathered.cpu()
+    if not ranks.is_first:
+        return model
+    rebuilt = build().cpu()
+    rebuilt.load_state_dict(state)
+    return rebuilt
