@@ -28,7 +28,7 @@ class Loader(DataLoader[Any], ABC):
 
         batches = iter(loader)
         for group in loader.groups():            # one optimizer step
-            for share in group.shares:           # one micro-batch, and what it weighs in the mean over the step's samples
+            for share in group.shares:           # one micro-batch; its loss weighs share / samples
                 loss = training_step(next(batches)) * (share / group.samples)
                 loss.backward()
             optimizer.step()
