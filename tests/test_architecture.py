@@ -128,6 +128,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "recomputation": {"errors"},
     "compilation": set(),
     "preflight": {"errors", "hyperparameters"},
     "export": {"errors"},
