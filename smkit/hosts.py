@@ -139,7 +139,8 @@ class _Process(NamedTuple):
 def end(hosts: Sequence[Host], *, grace_seconds: float) -> None:
     """End all processes of these hosts: SIGTERM to the scripts of those that run, SIGKILL to what is left at the end.
 
-    The toolkit gets no SIGTERM: it would die of it, orphan its script and leave no mark.
+    The toolkit gets no SIGTERM: it would die of it, orphan its script and leave no mark. Nor does torchrun: it would
+    hand it on and kill, 30 s later, workers that still save; that its workers end by themselves it takes well.
     """
     deadline = time.monotonic() + grace_seconds
     asked: set[int] = set()
@@ -147,10 +148,11 @@ def end(hosts: Sequence[Host], *, grace_seconds: float) -> None:
         if host.is_running():
             (host.base / _STOPPED_FILE).touch()
     while time.monotonic() < deadline and any(host.is_running() for host in hosts):
-        scripts = _scripts(hosts)
-        if asked and not scripts:
+        toolkits, children = _toolkits(hosts), _children()
+        scripts = _scripts(toolkits, children)
+        if asked and toolkits.isdisjoint(children):
             # What a script leaves behind holds its pipes open, and the toolkit reads them to their end.
-            _send(signal.SIGKILL, _processes_of(hosts) - _toolkits(hosts))
+            _send(signal.SIGKILL, _processes_of(hosts) - toolkits)
         _send(signal.SIGTERM, scripts - asked)
         asked |= scripts
         time.sleep(0.1)
@@ -160,23 +162,28 @@ def end(hosts: Sequence[Host], *, grace_seconds: float) -> None:
         time.sleep(0.01)
 
 
-def _scripts(hosts: Iterable[Host]) -> set[int]:
-    """Return the toolkits' children, which SIGTERM is for: scripts and torchrun, which hands it to its workers.
+def _scripts(toolkits: Iterable[int], children: Mapping[int, Sequence[int]]) -> set[int]:
+    """Return the processes that SIGTERM is for: the toolkits' children, and for torchrun its workers.
 
     A shell would die of it or sit on it, so its children stand in for it; other grandchildren are the script's affair.
     """
-    children: dict[int, list[int]] = {}
-    for process in _all_processes():
-        children.setdefault(process.parent, []).append(process.pid)
     scripts: set[int] = set()
-    pending = [child for toolkit in _toolkits(hosts) for child in children.get(toolkit, ())]
+    pending = [child for toolkit in toolkits for child in children.get(toolkit, ())]
     while pending:
         pid = pending.pop()
-        if pid in children and _is_shell(pid):
-            pending += children[pid]
+        if _is_torchrun(pid) or (pid in children and _is_shell(pid)):
+            pending += children.get(pid, ())
         else:
             scripts.add(pid)
     return scripts
+
+
+def _children() -> dict[int, list[int]]:
+    """Return the numbers of the children of each process that has some."""
+    children: dict[int, list[int]] = {}
+    for process in _all_processes():
+        children.setdefault(process.parent, []).append(process.pid)
+    return children
 
 
 def _toolkits(hosts: Iterable[Host]) -> set[int]:
@@ -216,6 +223,11 @@ def _read_proc(pid: int, file: str) -> bytes:
         return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:
         return b""
+
+
+def _is_torchrun(pid: int) -> bool:
+    words = os.fsdecode(_read_proc(pid, "cmdline")).split("\0")[:3]
+    return not {"torchrun", "torch.distributed.run"}.isdisjoint(Path(word).name for word in words)
 
 
 def _is_shell(pid: int) -> bool:

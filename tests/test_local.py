@@ -419,6 +419,33 @@ def test_stop_lets_the_script_save_and_leaves_no_process(start: Start, tmp_path:
         job.wait()
 
 
+@pytest.mark.train
+def test_stop_reaches_the_workers_and_not_torchrun_which_would_kill_them_30_seconds_later(start: Start) -> None:
+    job = start(
+        """
+        import os, pathlib, signal, sys
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        print("ready " + os.environ["LOCAL_RANK"], flush=True)
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        # Only one that torchrun has sent it to has torchrun's patience against it.
+        saved = "by torchrun" if sender == os.getppid() else "in peace"
+        pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], os.environ["LOCAL_RANK"]).write_text(saved)
+        sys.exit(143)
+        """,
+        processes_per_host=2,
+        environment={},
+    )
+    lines = iter(job.logs())
+    waited_for = {"ready 0", "ready 1"}
+    while waited_for:
+        waited_for.discard(next(lines))
+    job.stop()
+    saved = {file.name: file.read_text() for file in (folder_of(job) / "algo-1/output/data").iterdir()}
+    assert saved == {"0": "in peace", "1": "in peace"}
+    assert (job.status, processes_of(job)) == ("Stopped", [])
+
+
 def test_a_plan_that_is_started_twice_leaves_its_job_alone(tmp_path: Path, no_torch: dict[str, str]) -> None:
     write(tmp_path / "source/train.py", "import time\nprint('running', flush=True)\ntime.sleep(600)\n")
     plan = launch(
