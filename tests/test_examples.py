@@ -138,6 +138,17 @@ def test_a_gpt_learns_from_the_text_of_the_standard_library(tmp_path: Path) -> N
 
 
 @pytest.mark.train
+@pytest.mark.toolkit
+@pytest.mark.usefixtures("meeting_port")
+def test_two_hosts_of_two_processes_train_one_gpt(tmp_path: Path) -> None:
+    said = run(sys.executable, str(EXAMPLES / "gpt" / "launch.py"), cwd=tmp_path)
+    losses = [float(value) for value in re.findall(r"train/loss=(\S+)", said)]
+    assert len(losses) == 2  # One process of the four says them.
+    assert losses[-1] < 3.5 < math.log(256)
+    assert len(list(tmp_path.glob("runs/*/*/model/model.safetensors"))) == 1
+
+
+@pytest.mark.train
 def test_a_loop_of_ones_own_ends_with_the_same_weights_after_a_kill_and_a_stop(digits: Path, tmp_path: Path) -> None:
     def train(run_dir: str, *, until: str = "", number: int = 0) -> tuple[int, list[str]]:
         words = "--epochs=6 --log-every-steps=10 --checkpoint-every-seconds=0.02"

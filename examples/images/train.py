@@ -12,6 +12,9 @@ Batch = tuple[Tensor, Tensor]  # images (N, 3, 8, 8) from 0 to 255, labels (N,):
 
 
 class ImagesTrainer(smkit.Trainer[ImagesSettings]):
+    channels_last = True
+    cudnn_benchmark = True
+
     def build_model(self) -> nn.Module:
         narrow, wide = self.hp.channels, 2 * self.hp.channels
         return nn.Sequential(
