@@ -1,6 +1,6 @@
 """What all ranks must do at the same step though only one of them knows that it is due: to stop, and to save.
 
-A signal reaches a process at its own moment, and each has its own clock. So each asks about once a second, by one small
+A signal reaches a process at its own moment, and each has its own clock. So they ask each other about twice a second, by one small
 exchange that is begun at one step and read at the next, when it has arrived: a step waits for nothing.
 """
 
@@ -13,7 +13,7 @@ import torch
 
 from smkit.distributed import Ranks
 
-_SECONDS_BETWEEN = 1.0
+_SECONDS_BETWEEN = 0.5
 _MOST_TICKS = 1000
 
 
@@ -79,7 +79,7 @@ class Agreement:
         return Decision(agreed or None, saves=bool(saves))
 
     def _interval(self) -> int:
-        """Return how many ticks take about a second, by the pace since the last exchange."""
+        """Return how many ticks take about half a second, by the pace since the last exchange."""
         tick, then = self._read_at
         seconds = (time.monotonic() - then) / max(1, self._tick - tick)
         return max(1, min(_MOST_TICKS, int(_SECONDS_BETWEEN / max(seconds, 1e-6))))

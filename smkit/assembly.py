@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from smkit import contract, preflight
+from smkit import contract, preflight, report
+from smkit.compilation import compile_model
 from smkit.data.batches import Loader
 from smkit.distributed import Ranks
 from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard, Monitor
 from smkit.parallel import shard
+from smkit.recomputation import recompute
 from smkit.records import Records
 from smkit.script import Script
 
@@ -60,8 +62,11 @@ def make_model(script: Script[Any], ranks: Ranks) -> nn.Module:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not model.training:
         model.train()
+    recompute(script.activation_checkpointing(model))
     if ranks.world_size > 1 and hp.strategy == "fsdp":
         shard(model, ranks, device.type)
+    if hp.compile:
+        compile_model(model, lambda text: report.say(f"note: {text}") if ranks.is_first else None)
     return model
 
 

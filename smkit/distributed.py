@@ -148,10 +148,11 @@ class Ranks:
         return values[0]
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors in CPU memory by those of rank 0."""
+        """Overwrite contiguous tensors in CPU memory by those of rank 0."""
         if self._patient is not None:
             for tensor in tensors:
-                distributed.broadcast(tensor, src=0, group=self._patient)
+                # gloo knows some dtypes only, but bytes are bytes.
+                distributed.broadcast(tensor.reshape(-1).view(torch.uint8), src=0, group=self._patient)
 
     def begin_maximum(self, numbers: Tensor) -> Work | None:
         """Begin to overwrite `numbers`, in CPU memory, by the largest of all ranks; None alone, where they stand."""

@@ -32,8 +32,12 @@ def start_table(
     start = "new start" if resumed_step is None else f"goes on after step {resumed_step:,}"
     size = sum(parameter.numel() for parameter in model.parameters())
     an_epoch = "" if train.steps_per_epoch is None else f", {train.steps_per_epoch:,} an epoch"
+    size_of_host = "" if context.local_world_size == context.world_size else f", {context.local_world_size} on a host"
+    holds = "a part" if context.hp.strategy == "fsdp" else "all"
+    together = f"{context.world_size} processes{size_of_host}, each with {holds} of the model ({context.hp.strategy})"
     rows = [
         ("device", placement.describe()),
+        *([("together", together)] if context.world_size > 1 else []),
         ("train", train.describe()),
         ("validation", "none" if validation is None else validation.describe()),
         ("model", f"{type(model).__name__}, {size:,} parameters"),

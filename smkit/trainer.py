@@ -179,6 +179,8 @@ class Trainer(Script[HP]):
         preflight.require_own_parameters(self.optimizer, self.model)
         self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
         self._average = None if hp.ema_decay is None else WeightAverage(self.model, hp.ema_decay)
+        # To ask whether a step was skipped can mean to wait for the GPU.
+        self._follows_steps = self.scheduler is not None or self._average is not None
         if self._ranks.rank:
             # The weights are those of one seed; what is drawn in a step is each rank's own.
             seed_all(rank_seed(hp.seed, self._ranks.rank, 0))
@@ -261,7 +263,7 @@ class Trainer(Script[HP]):
             mean_loss = loss.detach() if mean_loss is None else mean_loss + loss.detach()
         norm = placement.step(self.optimizer, self._clipped_parameters(), self.hp.max_grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-        if not placement.skipped:
+        if self._follows_steps and not placement.skipped:
             if self.scheduler is not None:
                 self.scheduler.step()
             if self._average is not None:
@@ -379,6 +381,7 @@ class Trainer(Script[HP]):
         """Save the last state, put the best weights back, write the model and its settings."""
         if self._records.has_new(self.step):
             self._records.write(self.step, self.epoch, float(self.optimizer.param_groups[0]["lr"]))
+        self._agreement.close()
         try:
             self._saves.finish(self.step)
         except CheckpointError as error:

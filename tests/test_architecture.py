@@ -144,8 +144,8 @@ ALLOWED = {
         *("preflight", "records"),
     },
     "assembly": {
-        *("contract", "data.batches", "distributed", "metrics", "monitor", "parallel", "preflight", "records"),
-        *("script",),
+        *("compilation", "contract", "data.batches", "distributed", "metrics", "monitor", "parallel", "preflight"),
+        *("recomputation", "records", "report", "script"),
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "cadence", "checkpoint", "context", "contract", "data.batches"),

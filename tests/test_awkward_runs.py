@@ -215,13 +215,13 @@ def test_clipping_counts_only_what_the_optimizer_trains(run: Run) -> None:
     assert weights(open_) == weights(frozen)
 
 
-def test_a_logged_parameter_is_logged_as_it_was(run: Run) -> None:
+def test_a_logged_parameter_is_logged_as_it_was_and_weighs_its_samples(run: Run) -> None:
     class Logging(LineTrainer):
         def training_step(self, batch: Batch) -> Tensor:
             bias = self.model.bias
             assert isinstance(bias, Tensor)
             self.log("train/bias", bias)
-            self.__dict__.setdefault("seen", []).append(float(bias.detach()))
+            self.__dict__.setdefault("seen", []).extend([float(bias.detach())] * len(batch[0]))
             return super().training_step(batch)
 
     trainer = run(Logging, "--epochs", "4")

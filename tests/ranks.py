@@ -1,0 +1,110 @@
+"""Run a trainer script in several processes, over and over, and end some of them in bad ways; print what became of them.
+
+A process of its own, for it forks: torch is imported once, and each rank is a true process that a true signal ends. They
+meet as under torchrun, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    python tests/ranks.py RUNS
+
+RUNS is JSON: a list of runs, one after the other, each of which is
+
+    {"script": "train.py", "world_size": 2, "arguments": ["--epochs", "3"], "log": "folder",
+     "signals": [{"rank": 1, "signal": 9, "when": "a text on its stderr or stdout", "after_seconds": 0.1}]}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Imported here, once, so that a round begins to train at once.
+import tensorboard.summary.writer.event_file_writer  # noqa: F401
+import torch
+import torch._dynamo
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
+import smkit.context
+import smkit.trainer  # noqa: F401
+
+SECONDS = 120.0
+"""Longer than any of these runs takes."""
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        size = run["world_size"]
+        if size > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        sys.argv = [run["script"], *run["arguments"]]
+        sys.path.insert(0, str(Path(run["script"]).parent))
+        torch.set_num_threads(1)
+        runpy.run_path(run["script"], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def done(run: dict[str, Any]) -> dict[str, Any]:
+    """Do one run; return each rank's status (negative: ended by that signal), text, and how long after the first."""
+    folder = Path(run["log"])
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"rank-{rank}.txt" for rank in range(run["world_size"])]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    port = free_port()
+    processes = [forked(run, rank, port, log) for rank, log in enumerate(logs)]
+    statuses: dict[int, int] = {}
+    waiting = list(run.get("signals", []))
+    deadline = time.monotonic() + SECONDS
+    seen: dict[int, float] = {}
+    while len(statuses) < len(processes):
+        for rank, process in enumerate(processes):
+            if rank not in statuses:
+                pid, status = os.waitpid(process, os.WNOHANG)
+                if pid:
+                    statuses[rank] = os.waitstatus_to_exitcode(status)
+        for number, order in enumerate(run.get("signals", [])):
+            text = logs[order["rank"]].read_text(errors="replace") if logs[order["rank"]].exists() else ""
+            if order in waiting and order.get("when", "") in text:
+                seen.setdefault(number, time.monotonic())
+                if time.monotonic() >= seen[number] + order.get("after_seconds", 0):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(processes[order["rank"]], order["signal"])
+                    waiting.remove(order)
+        is_stopped = {order["rank"] for order in run.get("signals", []) if order["signal"] == signal.SIGSTOP}
+        if time.monotonic() > deadline or set(range(len(processes))) - statuses.keys() <= is_stopped - statuses.keys():
+            for rank in set(range(len(processes))) - statuses.keys():
+                os.kill(processes[rank], signal.SIGKILL)
+        time.sleep(0.005)
+    texts = [log.read_text(errors="replace") for log in logs]
+    return {"statuses": [statuses[rank] for rank in range(len(processes))], "texts": texts}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps([done(run) for run in json.loads(sys.argv[1])]) + "\n")

@@ -1,0 +1,224 @@
+"""Several processes train one model: the same numbers as one, whatever is killed, and on any number of them."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from patience import SECONDS
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.train
+
+RANKS = Path(__file__).with_name("ranks.py")
+SCRIPT = """
+import os, sys, time
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import TensorDataset
+import smkit
+from pydantic import Field
+
+
+class Settings(smkit.Hyperparameters):
+    dropout: float = 0.0
+    fail: str = ""
+    pause: float = 0.0
+
+
+class Net(nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.first = nn.Linear(3, 5, dtype=torch.float64)
+        self.blocks = nn.ModuleList(nn.Linear(5, 5, dtype=torch.float64) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(5, 1, dtype=torch.float64)
+
+    def forward(self, inputs):
+        hidden = torch.tanh(self.first(inputs))
+        for block in self.blocks:
+            hidden = hidden + self.dropout(torch.tanh(block(hidden)))
+        return self.last(hidden)
+
+
+class Trainer(smkit.Trainer[Settings]):
+    timeout_seconds = 10.0
+
+    def build_model(self):
+        return Net(self.hp.dropout)
+
+    def build_optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=0.05)
+
+    def build_scheduler(self, optimizer):
+        return OneCycleLR(optimizer, max_lr=0.05, total_steps=self.total_steps)
+
+    def build_dataset(self, channel):
+        n = {"train": 38, "validation": 101}[channel.name]
+        inputs = torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        numbers = torch.arange(n, dtype=torch.float64)
+        return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True), numbers)
+
+    def training_step(self, batch):
+        inputs, targets, numbers = batch
+        if self.hp.fail and self.step == 4:
+            exec(self.hp.fail)
+        time.sleep(self.hp.pause)
+        self.log("number", numbers.mean())
+        return mse_loss(self.model(inputs), targets)
+
+    def validation_step(self, batch):
+        inputs, targets, numbers = batch
+        return {"loss": mse_loss(self.model(inputs), targets), "number": numbers}
+
+
+if __name__ == "__main__":
+    Trainer.main()
+"""
+
+
+class Runs:
+    """Runs of the script above in folders below one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = folder / "train.py"
+        self.script.write_text(SCRIPT)
+        for name in ("train", "validation"):
+            (folder / name).mkdir()
+            (folder / name / "present").touch()
+
+    def run(self, name: str, world_size: int, *arguments: str, signals: Any = ()) -> dict[str, Any]:
+        channels = [f"--channel={channel}={self.folder / channel}" for channel in ("train", "validation")]
+        return {
+            "script": str(self.script),
+            "world_size": world_size,
+            "arguments": [
+                *("--batch-size", "24", "--epochs", "4", "--log-every-steps", "1", "--max-grad-norm", "1"),
+                *channels,
+                *("--run-dir", str(self.folder / name)),
+                *arguments,
+            ],
+            "log": str(self.folder / "logs" / name),
+            "signals": list(signals),
+        }
+
+    def done(self, *runs: dict[str, Any]) -> list[dict[str, Any]]:
+        command = [sys.executable, str(RANKS), json.dumps(runs)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert process.returncode == 0, process.stderr
+        results: list[dict[str, Any]] = json.loads(process.stdout)
+        return results
+
+    def succeeded(self, *runs: dict[str, Any]) -> list[dict[str, Any]]:
+        results = self.done(*runs)
+        for result in results:
+            assert set(result["statuses"]) == {0}, result["texts"]
+        return results
+
+    def records(self, name: str) -> list[dict[str, float]]:
+        """The records of a run, but for what the clock says."""
+        lines = (self.folder / name / "output/data/metrics.jsonl").read_text().splitlines()
+        timed = ("time", "train/samples_per_second", "train/data_wait_percent", "train/eta_seconds")
+        return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / name / "model/model.safetensors")
+
+    def failure(self, name: str) -> str:
+        return (self.folder / name / "output/failure").read_text()
+
+    def checkpoints(self, name: str) -> list[Path]:
+        return sorted((self.folder / name / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def assert_same_records(first: Any, second: Any) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one == pytest.approx(other, rel=1e-9), (one, other)
+
+
+def test_the_numbers_are_the_same_on_one_two_and_four_processes(runs: Runs) -> None:
+    kinds = {
+        "two": (2, ()),
+        "four": (4, ("--gradient-accumulation-steps", "2")),
+        "parts": (2, ("--strategy", "fsdp", "--gradient-accumulation-steps", "4")),
+        "averaged": (2, ("--ema-decay", "0.9", "--strategy", "fsdp")),
+    }
+    results = runs.succeeded(
+        runs.run("one", 1),
+        runs.run("average", 1, "--ema-decay", "0.9"),
+        *(runs.run(name, size, *arguments) for name, (size, arguments) in kinds.items()),
+    )
+    one = runs.records("one")
+    assert one[-1]["validation/number"] == 50.0
+    for name in kinds:
+        expected = "average" if name == "averaged" else "one"
+        assert_same_records(runs.records(name), runs.records(expected))
+        ours, theirs = runs.weights(name), runs.weights(expected)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-9, atol=1e-12)
+    texts = results[3]["texts"]
+    assert "4 processes" in texts[0]
+    assert texts[1:] == ["", "", ""], "one of them speaks for all"
+
+
+def test_a_run_goes_on_in_another_number_of_processes_and_another_strategy(runs: Runs) -> None:
+    """Asked to stop, by a signal to one of them, and resumed as others: in parts, or each holding all of it."""
+    steady = ("--ema-decay", "0.9", "--epochs", "14")
+    moves = [(4, "fsdp"), (2, "fsdp"), (1, "ddp"), (2, "ddp"), (3, "fsdp")]
+    stop = {"signal": signal.SIGTERM, "when": "[metrics]", "rank": 0}
+    results = runs.done(
+        runs.run("left", 1, *steady),
+        *(
+            runs.run("moved", size, *steady, "--pause", "0.05", "--strategy", strategy, signals=[stop])
+            for size, strategy in moves
+        ),
+        runs.run("moved", 1, *steady),
+    )
+    for (size, _), result in zip(moves, results[1:], strict=False):
+        assert result["statuses"] == [143] * size, result["texts"]
+        assert "stopped by SIGTERM: step" in result["texts"][0]
+    assert "goes on after step" in results[-1]["texts"][0]
+    assert_same_records(runs.records("moved"), runs.records("left"))
+    for key, value in runs.weights("left").items():
+        torch.testing.assert_close(runs.weights("moved")[key], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_whoever_is_killed_and_whenever_it_ends_with_the_same_weights_bit_for_bit(strategy: str, runs: Runs) -> None:
+    """With dropout, drawn by each rank from generators of its own, and a moving average of the weights."""
+    steady = ("--dropout", "0.3", "--epochs", "14", "--strategy", strategy, "--ema-decay", "0.9")
+    slowly = (*steady, "--pause", "0.03", "--checkpoint-every-seconds", "0")
+    kills = [
+        [{"signal": signal.SIGKILL, "when": "[metrics]" if rank == 0 else "", "rank": rank, "after_seconds": seconds}]
+        for rank, seconds in ((0, 0.9), (1, 1.3), (0, 1.2), (1, 2.0))
+    ]
+    results = runs.done(
+        runs.run("left", 2, *steady),
+        *(runs.run("killed", 2, *slowly, signals=kill) for kill in kills),
+        runs.run("killed", 2, *steady),
+    )
+    for kill, result in zip(kills, results[1:], strict=False):
+        assert result["statuses"][kill[0]["rank"]] == -signal.SIGKILL
+        assert result["statuses"][1 - kill[0]["rank"]] == 1, "the other one does not wait for ever"
+        assert "is gone or stuck" in result["texts"][1 - kill[0]["rank"]]
+    assert results[-1]["statuses"] == [0, 0], results[-1]["texts"]
+    assert "goes on after step" in results[-1]["texts"][0]
+    assert runs.records("killed") == runs.records("left")
+    assert [torch.equal(value, runs.weights("killed")[key]) for key, value in runs.weights("left").items()] == [
+        True
+    ] * 8
