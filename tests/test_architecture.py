@@ -128,6 +128,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "backends": set(),
     "recomputation": {"errors"},
     "compilation": set(),
     "preflight": {"errors", "hyperparameters"},
