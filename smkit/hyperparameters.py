@@ -65,7 +65,7 @@ class Hyperparameters(BaseModel):
     """optimizer steps between two validations; none: at the end of each epoch"""
     checkpoint_every_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """seconds between two checkpoints; none: as often as costs less than 1 % of the run"""
-    monitor: str | None = None
+    monitor_metric: str | None = None
     """validation metric that decides on the best model and on early stopping"""
     monitor_mode: Literal["min", "max"] = "min"
     """whether a smaller or a larger value of the monitored metric is better"""

@@ -26,7 +26,7 @@ class Monitor:
             raise ConfigurationError(
                 "early stopping does not know which metric to watch",
                 where="hyperparameter 'early_stopping_patience'",
-                fix="set monitor to the name of a validation metric, and monitor_mode",
+                fix="set monitor_metric to the name of a validation metric, and monitor_mode",
             )
         self.metric = metric
         self.mode = mode
@@ -55,7 +55,7 @@ class Monitor:
         if name not in values:
             raise ConfigurationError(
                 f"the monitored metric '{self.metric}' is none of: {', '.join(values)}",
-                where="hyperparameter 'monitor'",
+                where="hyperparameter 'monitor_metric'",
                 fix="use one of these names, or return it from validation_step",
             )
         score = values[name] if self.mode == "max" else -values[name]

@@ -173,8 +173,8 @@ def nothing_to_monitor(metric: str, missing: str) -> ConfigurationError:
     """Return the error of a metric that no validation gives."""
     return ConfigurationError(
         f"the metric '{metric}' is to be monitored, and there is no {missing}",
-        where="hyperparameter 'monitor'",
-        fix=f"add the {missing}, or do not set monitor",
+        where="hyperparameter 'monitor_metric'",
+        fix=f"add the {missing}, or do not set monitor_metric",
     )
 
 

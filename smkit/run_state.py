@@ -189,7 +189,7 @@ def _as_built(optimizer: Optimizer, scheduler: LRScheduler | None, monitor: Moni
             "optimizer": type(optimizer).__name__,
             "scheduler": None if scheduler is None else type(scheduler).__name__,
             "schedule": {name: value for name, value in schedule.items() if name not in _RATES},
-            "monitor": monitor.metric,
+            "monitor_metric": monitor.metric,
             "monitor_mode": monitor.mode,
         },
         "options": copy.deepcopy(groups),

@@ -169,7 +169,7 @@ class Trainer(Script[HP]):
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
         self._began, hp, context = time.monotonic(), self.hp, self.context
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
-        self._monitor = Monitor(hp.monitor, hp.monitor_mode, hp.early_stopping_patience)
+        self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
         seed_all(hp.seed)
         self._loader, self._validation_loader = make_loaders(self, self._monitor)

@@ -8,7 +8,7 @@ meet as under torchrun, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 RUNS is JSON: a list of runs, one after the other, each of which is
 
     {"script": "train.py", "world_size": 2, "arguments": ["--epochs", "3"], "log": "folder",
-     "signals": [{"rank": 1, "signal": 9, "when": "a text on its stderr or stdout", "after_seconds": 0.1}]}
+     "signals": [{"rank": 1, "signal": 9, "watched": 0, "when": "a text of the watched rank", "after_seconds": 0.1}]}
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
                 if pid:
                     statuses[rank] = os.waitstatus_to_exitcode(status)
         for number, order in enumerate(run.get("signals", [])):
-            text = logs[order["rank"]].read_text(errors="replace") if logs[order["rank"]].exists() else ""
+            log = logs[order.get("watched", order["rank"])]
+            text = log.read_text(errors="replace") if log.exists() else ""
             if order in waiting and order.get("when", "") in text:
                 seen.setdefault(number, time.monotonic())
                 if time.monotonic() >= seen[number] + order.get("after_seconds", 0):

@@ -98,9 +98,9 @@ def test_another_optimizer_or_scheduler_is_refused(first: Any, second: Any, text
 def test_another_monitored_metric_is_refused_for_scores_would_be_mixed_up(run: Run) -> None:
     kind = type("Scored", (LineTrainer,), {"validation_step": lambda self, batch: {"a": 1.0, "b": 2.0}})
     channels = ("train", "validation")
-    run(kind, "--epochs", "1", "--monitor", "a", channels=channels).fit()
-    with pytest.raises(smkit.CheckpointError, match="monitor: a, now b"):
-        run(kind, "--epochs", "2", "--monitor", "b", channels=channels).fit()
+    run(kind, "--epochs", "1", "--monitor-metric", "a", channels=channels).fit()
+    with pytest.raises(smkit.CheckpointError, match="monitor_metric: a, now b"):
+        run(kind, "--epochs", "2", "--monitor-metric", "b", channels=channels).fit()
 
 
 def test_options_of_the_optimizer_that_were_changed_are_named(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_fit_can_be_called_again_after_an_error(run: Run) -> None:
 
 def test_a_best_checkpoint_that_is_damaged_costs_only_the_best(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     kind = type("Scored", (LineTrainer,), {"validation_step": lambda self, batch: {"score": float(self.epoch == 1)}})
-    arguments = ("--monitor", "score", "--monitor-mode", "max")
+    arguments = ("--monitor-metric", "score", "--monitor-mode", "max")
     run(kind, "--epochs", "2", *arguments, channels=("train", "validation")).fit()
     (scored,) = run.directory.glob("checkpoints/step-000000002-*")
     (scored / "tensors.safetensors").write_bytes(b"damaged")

@@ -250,7 +250,7 @@ class Rising(LineTrainer):
 
 
 def test_it_stops_early_and_exports_the_best_model(run: Run) -> None:
-    arguments = ("--epochs", "20", "--monitor", "score", "--monitor-mode", "max", "--early-stopping-patience", "3")
+    arguments = ("--epochs", "20", "--monitor-metric", "score", "--monitor-mode", "max", "--early-stopping-patience", "3")
     trainer = run(Rising, *arguments, channels=("train", "validation"))
     trainer.fit()
     assert trainer.step == 2 * 5
@@ -264,8 +264,8 @@ def test_it_stops_early_and_exports_the_best_model(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "channels", "text"),
     [
-        (("--monitor", "loss"), ("train", "validation"), "the monitored metric 'loss' is none of: validation/score"),
-        (("--monitor", "score"), ("train",), "there is no channel 'validation'"),
+        (("--monitor-metric", "loss"), ("train", "validation"), "the monitored metric 'loss' is none of: validation/score"),
+        (("--monitor-metric", "score"), ("train",), "there is no channel 'validation'"),
         (("--early-stopping-patience", "2"), ("train", "validation"), "does not know which metric"),
     ],
 )

@@ -16,6 +16,6 @@ if __name__ == "__main__":
         source_dir=HERE,
         instance_type=sys.argv[1] if len(sys.argv) > 1 else "local",
         inputs=write_channels(Path("runs") / "digits-data"),
-        hyperparameters=DigitsSettings(epochs=30, monitor="accuracy", monitor_mode="max"),
+        hyperparameters=DigitsSettings(epochs=30, monitor_metric="accuracy", monitor_mode="max"),
     )
     job.wait()

@@ -346,7 +346,7 @@ def _read_code(
 def _with_monitored_metric(arguments: LaunchArguments) -> LaunchArguments:
     """Add the metric that the script watches to those that SageMaker is told of."""
     given = arguments.hyperparameters
-    monitor = given.get("monitor") if isinstance(given, Mapping) else getattr(given, "monitor", None)
+    monitor = given.get("monitor_metric") if isinstance(given, Mapping) else getattr(given, "monitor_metric", None)
     if not isinstance(monitor, str) or not monitor:
         return arguments
     name = monitor if "/" in monitor else f"validation/{monitor}"
