@@ -128,6 +128,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "profiling": {"errors"},
     "backends": set(),
     "recomputation": {"errors"},
     "compilation": set(),
