@@ -128,6 +128,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "throughput": set(),
     "profiling": {"errors"},
     "backends": set(),
     "recomputation": {"errors"},
