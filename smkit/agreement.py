@@ -1,7 +1,7 @@
 """What all ranks must do at the same step though only one of them knows that it is due: to stop, and to save.
 
-A signal reaches a process at its own moment, and each has its own clock. So they ask each other about twice a second, by one small
-exchange that is begun at one step and read at the next, when it has arrived: a step waits for nothing.
+A signal reaches a process at its own moment, and each has its own clock. So they ask each other about twice a second,
+by one small exchange that is begun at one step and read at the next, when it has arrived: a step waits for nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Agreement:
         self._asked: torch.Tensor | None = None
         self._work: torch.distributed.Work | None = None
         self._read_at = (0, time.monotonic())
+        self._most_ticks = 1
 
     @property
     def ticks_left(self) -> float:
@@ -69,11 +70,19 @@ class Agreement:
             return _NOTHING
         return self._read()
 
+    def change_pace(self) -> None:
+        """Say, on all ranks, that a tick takes another time from now on: a step lasts as long as many batches."""
+        self._most_ticks = 1
+        self._due = min(self._due, self._tick)
+
     def _read(self) -> Decision:
         if self._work is not None:
             self._work.wait()
         agreed, saves, interval = [0, 0, 1] if self._asked is None else self._asked.tolist()
         self._asked = self._work = None
+        # A pace that was measured over few ticks holds for not many more.
+        interval = min(interval, self._most_ticks)
+        self._most_ticks = min(_MOST_TICKS, 2 * interval)
         self._due = self._tick + interval
         self._read_at = (self._tick, time.monotonic())
         return Decision(agreed or None, saves=bool(saves))
@@ -82,7 +91,7 @@ class Agreement:
         """Return how many ticks take about half a second, by the pace since the last exchange."""
         tick, then = self._read_at
         seconds = (time.monotonic() - then) / max(1, self._tick - tick)
-        return max(1, min(_MOST_TICKS, int(_SECONDS_BETWEEN / max(seconds, 1e-6))))
+        return max(1, int(_SECONDS_BETWEEN / max(seconds, 1e-6)))
 
     def close(self) -> None:
         """Wait for an exchange that nobody will read."""
