@@ -5,6 +5,7 @@ Each function makes one part and keeps none; the order in which they are made is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from smkit.parallel import shard
 from smkit.recomputation import recompute
 from smkit.records import Records
 from smkit.script import Script
+from smkit.throughput import hardware_metrics
 
 
 def make_loaders(script: Script[Any], monitor: Monitor) -> tuple[Loader, Loader | None]:
@@ -84,6 +86,20 @@ def make_records(script: Script[Any], ranks: Ranks, guard: LossGuard) -> Records
         guard,
         total_steps=script.total_steps,
         samples_per_step=script.hp.batch_size,
-        hardware=lambda _: {},
+        hardware=_hardware(script, ranks),
         is_shown=is_first,
+    )
+
+
+def _hardware(script: Script[Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
+    """Return what tells of the GPU at a rate of samples per second."""
+    precision: str = script.placement.precision
+    if precision == "fp32" and script.hp.float32_matmul_precision != "highest":
+        precision = "tf32"
+    return lambda rate: hardware_metrics(
+        script.placement.device,
+        precision,
+        samples_per_second=rate,
+        flops_per_sample=script.flops_per_sample,
+        world_size=ranks.world_size,
     )

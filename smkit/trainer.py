@@ -22,6 +22,7 @@ from smkit import contract, preflight, report
 from smkit.agreement import Agreement
 from smkit.assembly import make_loaders, make_model, make_records
 from smkit.averaging import WeightAverage
+from smkit.backends import backend_settings
 from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
 from smkit.data.batches import Group, Loader
@@ -30,6 +31,7 @@ from smkit.distributed import Ranks
 from smkit.errors import CheckpointError
 from smkit.monitor import LossGuard, Monitor
 from smkit.parallel import explained, mesh_of, parallel_step, share_buffers, whole, whole_model
+from smkit.profiling import ProfileWindow
 from smkit.progress import duration
 from smkit.randomness import rank_seed, seed_all
 from smkit.run_state import RunState, Saves
@@ -126,7 +128,13 @@ class Trainer(Script[HP]):
             KeyboardInterrupt: After Ctrl-C and a checkpoint; at once after a second one.
         """
         self.step, self._stop = 0, StopRequest()
-        with self._stop.listening(on_deadline=self._miss_deadline), self._joined() as self._ranks:
+        with (
+            self._stop.listening(on_deadline=self._miss_deadline),
+            self._joined() as self._ranks,
+            backend_settings(
+                float32_matmul_precision=self.hp.float32_matmul_precision, cudnn_benchmark=self.cudnn_benchmark
+            ),
+        ):
             try:
                 self._prepare()
                 while not self._is_finished():
@@ -169,6 +177,7 @@ class Trainer(Script[HP]):
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
         self._began, hp, context = time.monotonic(), self.hp, self.context
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
+        self._profile = ProfileWindow(hp.profile_steps, context.output_data_dir / "profile", self._ranks.rank)
         self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
         seed_all(hp.seed)
@@ -312,12 +321,17 @@ class Trainer(Script[HP]):
             self._leave()
         if saves:
             self._saves.save(self.step)
+        trace = self._profile.at(self.step)
+        if trace is not None:
+            self._say(f"note: a trace of what was profiled is in {trace}")
         records.draw_if_due(self.step)
         # Of a stream without a length the end of an epoch is known when it is there.
         epoch_end = self.step + (self._loader.steps_per_epoch or math.inf) - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
         poll = self.step + self._agreement.ticks_left
-        self._event_step = min(next_multiple(self.step, hp.log_every_steps), validation, self.total_steps, poll)
+        self._event_step = min(
+            next_multiple(self.step, hp.log_every_steps), validation, self.total_steps, poll, self._profile.due_step
+        )
         self._event_time = min(self._saves.due_time, records.due_time)
 
     def _poll(self, ticks: int) -> bool:
@@ -415,6 +429,8 @@ class Trainer(Script[HP]):
         return f"the model of step {self.step:,}" if step is None else f"the best model, of step {step:,},"
 
     def _close(self) -> None:
+        if hasattr(self, "_profile"):
+            self._profile.close()
         if hasattr(self, "_saves"):
             self._saves.close()
         if hasattr(self, "_records"):

@@ -1,7 +1,7 @@
-"""Run a trainer script in several processes, over and over, and end some of them in bad ways; print what became of them.
+"""Run a trainer script in several processes, over and over, end some of them in bad ways, and print what they became.
 
-A process of its own, for it forks: torch is imported once, and each rank is a true process that a true signal ends. They
-meet as under torchrun, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+A process of its own, for it forks: torch is imported once, and each rank is a true process that a true signal ends.
+They meet as under torchrun, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     python tests/ranks.py RUNS
 
@@ -70,8 +70,27 @@ def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
         os._exit(status)
 
 
+class Signals:
+    """The signals that are still to be sent in a run."""
+
+    def __init__(self, orders: list[dict[str, Any]], logs: list[Path], processes: list[int]) -> None:
+        self.waiting = [dict(order) for order in orders]
+        self._logs, self._processes = logs, processes
+
+    def send_due(self) -> None:
+        now = time.monotonic()
+        for order in list(self.waiting):
+            log = self._logs[order.get("watched", order["rank"])]
+            if order.get("when", "") not in (log.read_text(errors="replace") if log.exists() else ""):
+                continue
+            if now >= order.setdefault("seen", now) + order.get("after_seconds", 0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._processes[order["rank"]], order["signal"])
+                self.waiting.remove(order)
+
+
 def done(run: dict[str, Any]) -> dict[str, Any]:
-    """Do one run; return each rank's status (negative: ended by that signal), text, and how long after the first."""
+    """Do one run; return each rank's status, negative if a signal has ended it, and what it has written."""
     folder = Path(run["log"])
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"rank-{rank}.txt" for rank in range(run["world_size"])]
@@ -79,29 +98,20 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
         log.unlink(missing_ok=True)
     port = free_port()
     processes = [forked(run, rank, port, log) for rank, log in enumerate(logs)]
+    signals = Signals(run.get("signals", []), logs, processes)
+    stopped = {order["rank"] for order in signals.waiting if order["signal"] == signal.SIGSTOP}
     statuses: dict[int, int] = {}
-    waiting = list(run.get("signals", []))
     deadline = time.monotonic() + SECONDS
-    seen: dict[int, float] = {}
-    while len(statuses) < len(processes):
-        for rank, process in enumerate(processes):
-            if rank not in statuses:
-                pid, status = os.waitpid(process, os.WNOHANG)
-                if pid:
-                    statuses[rank] = os.waitstatus_to_exitcode(status)
-        for number, order in enumerate(run.get("signals", [])):
-            log = logs[order.get("watched", order["rank"])]
-            text = log.read_text(errors="replace") if log.exists() else ""
-            if order in waiting and order.get("when", "") in text:
-                seen.setdefault(number, time.monotonic())
-                if time.monotonic() >= seen[number] + order.get("after_seconds", 0):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(processes[order["rank"]], order["signal"])
-                    waiting.remove(order)
-        is_stopped = {order["rank"] for order in run.get("signals", []) if order["signal"] == signal.SIGSTOP}
-        if time.monotonic() > deadline or set(range(len(processes))) - statuses.keys() <= is_stopped - statuses.keys():
-            for rank in set(range(len(processes))) - statuses.keys():
+    while left := set(range(len(processes))) - statuses.keys():
+        # Nobody but this process wakes one that was stopped.
+        if time.monotonic() > deadline or left <= stopped:
+            for rank in left:
                 os.kill(processes[rank], signal.SIGKILL)
+        signals.send_due()
+        for rank in left:
+            pid, status = os.waitpid(processes[rank], os.WNOHANG)
+            if pid:
+                statuses[rank] = os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     texts = [log.read_text(errors="replace") for log in logs]
     return {"statuses": [statuses[rank] for rank in range(len(processes))], "texts": texts}

@@ -148,12 +148,12 @@ ALLOWED = {
     },
     "assembly": {
         *("compilation", "contract", "data.batches", "distributed", "metrics", "monitor", "parallel", "preflight"),
-        *("recomputation", "records", "report", "script"),
+        *("recomputation", "records", "report", "script", "throughput"),
     },
     "trainer": {
-        *("agreement", "assembly", "averaging", "cadence", "checkpoint", "context", "contract", "data.batches"),
-        *("device", "distributed", "errors", "monitor", "parallel", "preflight", "progress", "randomness", "report"),
-        *("run_state", "script", "start_table", "stopping", "validation"),
+        *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "context", "contract"),
+        *("data.batches", "device", "distributed", "errors", "monitor", "parallel", "preflight", "profiling"),
+        *("progress", "randomness", "report", "run_state", "script", "start_table", "stopping", "validation"),
     },
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},

@@ -206,9 +206,17 @@ def test_whoever_is_killed_and_whenever_it_ends_with_the_same_weights_bit_for_bi
     """With dropout, drawn by each rank from generators of its own, and a moving average of the weights."""
     steady = ("--dropout", "0.3", "--epochs", "50", "--strategy", strategy, "--ema-decay", "0.9")
     slowly = (*steady, "--pause", "0.03", "--checkpoint-every-seconds", "0")
-    kill = {"signal": signal.SIGKILL, "watched": 0, "when": "[metrics]"}
     kills = [
-        [kill | {"rank": rank, "after_seconds": after}] for rank, after in ((0, 0.6), (1, 0.3), (0, 0.5), (1, 0.7))
+        [
+            {
+                "signal": signal.SIGKILL,
+                "rank": rank,
+                "watched": 0,
+                "when": f"[metrics] step={step} ",
+                "after_seconds": after,
+            }
+        ]
+        for rank, step, after in ((0, 12, 0.1), (1, 24, 0.0), (0, 36, 0.05), (1, 48, 0.2))
     ]
     results = runs.done(
         runs.run("left", 2, *steady),
