@@ -127,14 +127,14 @@ def test_csv_files_are_classified_and_parsed_once(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.train
-def test_a_gpt_learns_from_the_text_of_the_standard_library(tmp_path: Path) -> None:
-    run(sys.executable, str(EXAMPLES / "gpt" / "data.py"), cwd=tmp_path)
-    small = "--layers=1 --width=64 --block-size=32 --max-steps=100 --warmup-steps=10 --learning-rate=0.01"
-    train = [str(EXAMPLES / "gpt" / "train.py"), *small.split(), "--channel=train=text/train"]
-    said = run(sys.executable, *train, cwd=tmp_path)
+def test_processes_that_hold_a_part_each_train_the_gpt_by_the_readme(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES / "gpt", tmp_path / "examples" / "gpt")
+    run(sys.executable, "examples/gpt/data.py", "text", cwd=tmp_path)
+    (command,) = (line for line in CONSOLE if line.startswith("torchrun "))
+    said = run(sys.executable, "-m", "torch.distributed.run", *command.split()[1:], cwd=tmp_path)
+    assert re.findall(r"train/tokens=(\S+)", said) == ["20480", "40960", "61440"]
     losses = [float(value) for value in re.findall(r"train/loss=(\S+)", said)]
-    assert losses[-1] < 3.0 < math.log(256)
-    assert "train/tokens=102400 " in said
+    assert losses[-1] < 4.0 < math.log(256)
 
 
 @pytest.mark.train
@@ -143,7 +143,7 @@ def test_a_gpt_learns_from_the_text_of_the_standard_library(tmp_path: Path) -> N
 def test_two_hosts_of_two_processes_train_one_gpt(tmp_path: Path) -> None:
     said = run(sys.executable, str(EXAMPLES / "gpt" / "launch.py"), cwd=tmp_path)
     losses = [float(value) for value in re.findall(r"train/loss=(\S+)", said)]
-    assert len(losses) == 2  # One process of the four says them.
+    assert len(losses) == 4  # One process of the four says them.
     assert losses[-1] < 3.5 < math.log(256)
     assert len(list(tmp_path.glob("runs/*/*/model/model.safetensors"))) == 1
 

@@ -16,6 +16,6 @@ if __name__ == "__main__":
         instance_count=2,
         processes_per_host=2 if instance_type == "local" else None,  # none: one for each GPU
         inputs=write_channels(Path("runs") / "gpt-text"),
-        hyperparameters={"max_steps": 40, "warmup_steps": 10, "learning_rate": 3e-3, "log_every_steps": 20},
+        hyperparameters={"max_steps": 40},
     )
     job.wait()
