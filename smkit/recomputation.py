@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from smkit.errors import ConfigurationError
 
@@ -36,6 +35,9 @@ def recompute(modules: Iterable[object]) -> int:
     if not isinstance(modules, Iterable):
         raise _refusal(modules, "is no list of modules")
     chosen = [_checked(module) for module in modules]
+    if chosen:
+        # Not above, for with torch 2.6 it takes a second.
+        import torch.utils.checkpoint  # noqa: F401 - for `forward` below
     for module in chosen:
         if getattr(module.forward, "__func__", None) is not forward:
             # Bound methods, for a deep copy of the module binds them to the copy.
@@ -49,7 +51,7 @@ def forward(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     kept: Any = module.kept_forward  # not by vars(): torch 2.6 compiles no call of it
     if not (module.training and torch.is_grad_enabled()):
         return kept(*args, **kwargs)
-    return checkpoint(kept, *args, use_reentrant=False, **kwargs)
+    return torch.utils.checkpoint.checkpoint(kept, *args, use_reentrant=False, **kwargs)
 
 
 def _checked(module: object) -> nn.Module:
