@@ -102,6 +102,8 @@ class CheckpointStore:
     def start(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> float:
         """Copy a state to CPU memory, begin to write it in the background, and return the seconds that this took.
 
+        From a GPU the copying itself is in the background too; the state may be changed by what runs there next.
+
         At most one save is in flight: this waits for the one before. The process does not wait for the writer when
         it ends, so call `wait` before.
 
@@ -293,6 +295,7 @@ class _Staged:
     def written(self, rank: int) -> Entries | CheckpointError:
         """Write the files of a rank; return their entries, or why they are not to be had."""
         try:
+            self.flat.wait()
             self._refuse_nan()
             make_directory(self.directory.parent)
             if rank == 0:

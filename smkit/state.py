@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,14 @@ class FlatState:
         tensors: Each memory once, under the dotted path where it was met first.
         names_below: The names of the tensors below each key of the state itself.
         cuts: Of what whole a tensor is this rank's part, for those that are.
+        wait: Returns when the tensors hold what they should.
     """
 
     tree: Tree
     tensors: dict[str, Tensor]
     names_below: dict[Any, list[str]]
     cuts: dict[str, Cut] = field(default_factory=dict)
+    wait: Callable[[], object] = lambda: None
 
     def only_parts(self) -> FlatState:
         """Return this state without the tensors that every rank has as a whole."""
@@ -74,16 +76,27 @@ class FlatState:
         return FlatState(self.tree, parts, names_below, self.cuts)
 
     def copied_to(self, buffers: Mapping[str, Tensor]) -> FlatState:
-        """Return this state with its tensors copied into CPU memory, into the `buffers` of the same name that fit."""
+        """Return this state with its tensors copied into CPU memory, into the `buffers` of the same name that fit.
+
+        From a GPU it does not wait: what is computed next comes after the copies, and `wait` says when they are there.
+        """
         copies = {}
+        is_on_gpu = False
         # A buffer made in the caller's inference mode could not be written to outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             for name, tensor in self.tensors.items():
                 buffer = buffers.get(name)
                 if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                copies[name] = buffer.copy_(tensor)
-        return FlatState(self.tree, copies, self.names_below, self.cuts)
+                    # A GPU copies into page-locked memory by itself, and at twice the speed.
+                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+                copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+                is_on_gpu |= tensor.is_cuda
+        copy = FlatState(self.tree, copies, self.names_below, self.cuts)
+        if not is_on_gpu:
+            return copy
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        return replace(copy, wait=copied.synchronize)
 
     def names_with_nan(self, key: str) -> list[str]:
         """Return the names of the tensors below a key of the state that hold NaN."""

@@ -356,6 +356,7 @@ class Trainer(Script[HP]):
             return self._is_stopping
 
         share_buffers(self.model, self._ranks)
+        self._agreement.change_pace()
         with nullcontext() if self._average is None else self._average.applied():
             values = validate(
                 self.model,
@@ -365,6 +366,7 @@ class Trainer(Script[HP]):
                 is_stopped=is_stopped,
                 gather=self._ranks.gathered,
             )
+        self._agreement.change_pace()
         if values is None:
             return
         self._records.write_validation(self.step, self.epoch, values)

@@ -1,5 +1,6 @@
 """The loop: what reaches the user's step, in which order, with which numbers; what is said when something is wrong."""
 
+import gzip
 import inspect
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lines import Batch, LineTrainer, Run, Settings, weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, Optimizer
@@ -250,7 +252,16 @@ class Rising(LineTrainer):
 
 
 def test_it_stops_early_and_exports_the_best_model(run: Run) -> None:
-    arguments = ("--epochs", "20", "--monitor-metric", "score", "--monitor-mode", "max", "--early-stopping-patience", "3")
+    arguments = (
+        "--epochs",
+        "20",
+        "--monitor-metric",
+        "score",
+        "--monitor-mode",
+        "max",
+        "--early-stopping-patience",
+        "3",
+    )
     trainer = run(Rising, *arguments, channels=("train", "validation"))
     trainer.fit()
     assert trainer.step == 2 * 5
@@ -264,7 +275,11 @@ def test_it_stops_early_and_exports_the_best_model(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "channels", "text"),
     [
-        (("--monitor-metric", "loss"), ("train", "validation"), "the monitored metric 'loss' is none of: validation/score"),
+        (
+            ("--monitor-metric", "loss"),
+            ("train", "validation"),
+            "the monitored metric 'loss' is none of: validation/score",
+        ),
         (("--monitor-metric", "score"), ("train",), "there is no channel 'validation'"),
         (("--early-stopping-patience", "2"), ("train", "validation"), "does not know which metric"),
     ],
@@ -415,6 +430,102 @@ def test_a_process_that_cannot_find_the_others_says_how_to_start_them(data: Path
     context = smkit.TrainingContext.load(Settings, [f"--channel=train={data}", f"--run-dir={tmp_path}"], env)
     with pytest.raises(smkit.ConfigurationError, match=r"one of 2 processes(.|\n)*torchrun"):
         LineTrainer(context).fit()
+
+
+# --- precision and speed ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_on_a_v100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU stand in for a V100: fp16 with a gradient scaler, which grows and shrinks while anybody watches."""
+
+    def choose(*_: Any) -> smkit.Placement:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+        return smkit.Placement(torch.device("cpu"), "fp16", scaler)
+
+    monkeypatch.setattr(smkit.Placement, "choose", choose)
+
+
+class Overflowing(LineTrainer):
+    """Its gradients overflow in two steps, the second one right after the first."""
+
+    fails_at = 0
+
+    def build_scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        return LambdaLR(optimizer, lambda step: 1 / (step + 1))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        if self.step == self.fails_at > 0:
+            raise OSError("the lights went out")
+        loss = super().training_step(batch)
+        if self.step in (5, 6):
+            before = weights(self)
+            self.__dict__.setdefault("before", before)
+            return loss * math.inf
+        if self.step == 7:
+            self.after = weights(self)
+        return loss
+
+
+@pytest.mark.usefixtures("as_on_a_v100")
+def test_on_a_v100_an_overflow_skips_the_step_and_its_schedule_and_all_goes_on_after_a_resume(
+    run: Run, tmp_path: Path
+) -> None:
+    arguments = ("--batch-size", "19", "--epochs", "10", "--checkpoint-every-seconds", "0", "--max-grad-norm", "1")
+    whole = run(Overflowing, *arguments)
+    record = whole.fit()
+    assert whole.before == whole.after
+    assert record["train/learning_rate"] == pytest.approx(0.1 / 19), "of 20 steps two were skipped"
+    scale = whole.placement.scaler.state_dict()
+    assert scale["scale"] == 1024.0 * 2 / 4 * 2**3
+
+    run.directory = tmp_path / "resumed"
+    broken = run(Overflowing, *arguments)
+    broken.fails_at = 6
+    with pytest.raises(OSError, match="lights"):
+        broken.fit()
+    resumed = run(Overflowing, *arguments)
+    resumed.fit()
+    assert weights(resumed) == weights(whole)
+    assert resumed.placement.scaler.state_dict() == scale
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_recomputed_averaged_and_profiled_it_is_the_same_training(run: Run, tmp_path: Path) -> None:
+    class Deep(LineTrainer):
+        def build_model(self) -> nn.Module:
+            hidden = [nn.Sequential(nn.Linear(3, 3, dtype=torch.float64), nn.Tanh()) for _ in range(2)]
+            return nn.Sequential(*hidden, nn.Linear(3, 1, dtype=torch.float64))
+
+        def activation_checkpointing(self, model: nn.Module) -> Iterator[nn.Module]:
+            return (part for part in model.children() if isinstance(part, nn.Sequential) and self.hp.width == 2)
+
+        def validation_step(self, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": mse_loss(self.model(batch[0]), batch[1])}
+
+    channels = ("train", "validation")
+    plain = run(Deep, "--epochs", "3", channels=channels)
+    record = plain.fit()
+    assert plain.state_dict() == {}
+    run.directory = tmp_path / "fast"
+    arguments = ("--compile", "true", "--width", "2", "--profile-steps", "1:3", "--float32-matmul-precision", "high")
+    fast = run(Deep, "--epochs", "3", *arguments, channels=channels)
+    assert fast.fit()["validation/loss"] == pytest.approx(record["validation/loss"], rel=1e-9)
+    assert list(fast.model.state_dict()) == list(plain.model.state_dict())
+    assert weights(fast) == pytest.approx(weights(plain), rel=1e-9)
+    assert torch.get_float32_matmul_precision() == "highest"
+    [trace] = (run.directory / "output/data/profile").iterdir()
+    assert trace.name == "steps-1-3-rank-0.pt.trace.json.gz"
+    with gzip.open(trace, "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"ProfilerStep#2", "ProfilerStep#3"} <= names
+
+    run.directory = tmp_path / "averaged"
+    averaged = run(Deep, "--epochs", "3", "--ema-decay", "0.5", channels=channels)
+    averages = averaged.fit()["validation/loss"]
+    assert averages != pytest.approx(record["validation/loss"], rel=1e-3)
+    exported = load_file(run.directory / "model/model.safetensors")
+    assert exported["2.bias"].tolist() != averaged.model.state_dict()["2.bias"].tolist()
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
