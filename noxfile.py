@@ -88,7 +88,10 @@ def types(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     install(session, "train", groups=("examples", "benchmarks"))
     session.run("python", "tests/benchmarks/step_overhead.py", *session.posargs)
+    session.run("python", "tests/benchmarks/step_overhead.py", "--distributed")
     session.run("python", "tests/benchmarks/startup.py")
+    session.run("python", "tests/benchmarks/checkpoint_stall.py")
+    session.run("python", "tests/benchmarks/correctness.py")
 
 
 @nox.session(python="3.11")

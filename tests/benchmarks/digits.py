@@ -60,7 +60,8 @@ class Job:
     """One training of the classifier for one epoch.
 
     `steps` makes the epoch that long, whatever the data. A `complete` job also validates at the end of the epoch and
-    leaves a checkpoint or a model behind. `log_every_steps` 0 means no TensorBoard.
+    leaves a checkpoint or a model behind. `log_every_steps` 0 means no TensorBoard. With a `world_size` above 1 this
+    process is one of several that train together, each on batches as large as those of one alone.
     """
 
     data: Path
@@ -69,6 +70,8 @@ class Job:
     log_every_steps: int = 50
     complete: bool = False
     tick: Callable[[], None] | None = None
+    world_size: int = 1
+    rank: int = 0
 
     def model(self) -> Classifier:
         return Classifier(self.tick)
@@ -77,7 +80,7 @@ class Job:
         return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
     def training_set(self) -> Digits:
-        return Digits(self.data / "train", self.steps and self.steps * BATCH_SIZE)
+        return Digits(self.data / "train", self.steps and self.steps * BATCH_SIZE * self.world_size)
 
     def validation_set(self) -> Digits:
         return Digits(self.data / "validation")

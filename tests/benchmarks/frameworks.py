@@ -18,6 +18,8 @@ import torch
 from digits import BATCH_SIZE, Batch, Job, as_it_is
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,13 +27,17 @@ ROOT = Path(__file__).resolve().parents[2]
 def bare(job: Job) -> float | None:
     """The loop that everybody would write; what the others are measured against."""
     writer = None
-    if job.log_every_steps:
+    if job.log_every_steps and job.rank == 0:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(job.output))
-    model = job.model()
+    model: nn.Module = job.model()
     optimizer = job.optimizer(model)
     loader = job.training_loader()
+    if job.world_size > 1:
+        torch.distributed.init_process_group("gloo")
+        model = nn.parallel.DistributedDataParallel(model)
+        loader = sharded(loader)
     model.train()
     for step, (pixels, labels) in enumerate(loader, start=1):
         optimizer.zero_grad()
@@ -54,6 +60,12 @@ def bare(job: Job) -> float | None:
 def bare_without_log(job: Job) -> float | None:
     """The bare loop without TensorBoard."""
     return bare(replace(job, log_every_steps=0))
+
+
+def sharded(loader: DataLoader[Batch]) -> DataLoader[Batch]:
+    """Return the part of a loader that is this rank's, shuffled."""
+    sampler = DistributedSampler[Batch](loader.dataset)
+    return DataLoader(loader.dataset, batch_size=loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn)
 
 
 def smkit(job: Job) -> float | None:
@@ -86,7 +98,8 @@ def smkit(job: Job) -> float | None:
     argv = ["--run-dir", str(job.output), "--channel", f"train={job.data / 'train'}"]
     if job.complete:
         argv += ["--channel", f"validation={job.data / 'validation'}"]
-    argv += ["--epochs", "1", "--batch-size", str(BATCH_SIZE), "--log-every-steps", str(job.log_every_steps)]
+    argv += ["--epochs", "1", "--batch-size", str(BATCH_SIZE * job.world_size)]
+    argv += ["--log-every-steps", str(job.log_every_steps)]
     argv += ["--checkpoint-every-seconds", "86400"]
     record = DigitsTrainer(smkit.TrainingContext.load(Settings, argv=argv)).fit()
     return record.get("validation/accuracy")
@@ -98,7 +111,9 @@ def fabric(job: Job) -> float | None:
     from lightning.fabric.loggers import TensorBoardLogger
 
     quiet("lightning.fabric")
-    runner = Fabric(accelerator="cpu", devices=1, loggers=TensorBoardLogger(job.output))
+    strategy = "ddp" if job.world_size > 1 else "auto"
+    loggers = TensorBoardLogger(job.output)
+    runner = Fabric(accelerator="cpu", devices=job.world_size, strategy=strategy, loggers=loggers)
     runner.launch()
     plain_model = job.model()
     model, optimizer = runner.setup(plain_model, job.optimizer(plain_model))
@@ -174,7 +189,8 @@ def lightning(job: Job) -> float | None:
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        devices=1,
+        devices=job.world_size,
+        strategy="ddp" if job.world_size > 1 else "auto",
         logger=TensorBoardLogger(job.output),
         log_every_n_steps=job.log_every_steps,
         enable_progress_bar=False,
@@ -221,6 +237,8 @@ def huggingface(job: Job) -> float | None:
         lr_scheduler_type="constant",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_backend="gloo" if job.world_size > 1 else None,
+        ddp_find_unused_parameters=False if job.world_size > 1 else None,
         save_strategy="epoch" if job.complete else "no",
         eval_strategy="epoch" if job.complete else "no",
     )

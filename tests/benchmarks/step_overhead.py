@@ -1,11 +1,15 @@
 """What one step of the training loop costs, framework by framework, against the bare PyTorch loop.
 
     python tests/benchmarks/step_overhead.py [--rounds N] [--steps N] [--only smkit,fabric]
+    python tests/benchmarks/step_overhead.py --distributed [--only smkit,fabric]
 
 Times are noisy: each is a ratio to the two bare blocks around it in the same process, repeated in rounds that take
 every framework in turn; each round of a framework is a fresh fork of one parent that holds torch. Bare blocks write no
 log. Counts (Python calls, C calls, ATen ops, reads of a tensor's value) are exact and do not depend on the load of the
 machine; `--rounds 0` takes these alone.
+
+`--distributed` counts once more where two processes train one model by DDP, over gloo, and takes no times: ranks that
+share cores wait for each other. The counts are those of rank 0; one more loop, that of DDP by hand, is the base.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +26,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -41,6 +48,7 @@ COUNTED_STEPS = 100
 LOG_EVERY_STEPS = 50
 VALUE_READERS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__"}
 PAIRS = 5  # timed blocks of one framework in one round
+WORLD_SIZE = 2
 
 Numbers = dict[str, float]
 Pair = dict[str, Numbers]  # "own" and "bare"
@@ -142,12 +150,22 @@ class Bench:
     data: Path
     scratch: Path
     steps: int
+    world_size: int = 1
 
-    def block(self, train: Callable[[Job], object], steps: int, watch: Any) -> Numbers:
+    def block(self, train: Callable[[Job], object], steps: int, watch: Any, output: Path | None = None) -> Numbers:
         """Train for the watched steps and a few more; return what `watch` saw."""
-        output = Path(tempfile.mkdtemp(dir=self.scratch))
         length = FIRST_STEP + steps + 10
-        train(Job(self.data, output, steps=length, log_every_steps=LOG_EVERY_STEPS, tick=watch.tick))
+        train(
+            Job(
+                self.data,
+                output or Path(tempfile.mkdtemp(dir=self.scratch)),
+                steps=length,
+                log_every_steps=LOG_EVERY_STEPS,
+                tick=watch.tick,
+                world_size=self.world_size,
+                rank=int(os.environ.get("RANK", "0")),
+            )
+        )
         if watch.seen != length:
             raise RuntimeError(f"{watch.seen} training forwards were seen, {length} were asked for")
         return watch.result()
@@ -158,6 +176,16 @@ class Bench:
             **self.block(train, COUNTED_STEPS, OperationCount()),
             **self.block(train, COUNTED_STEPS, ReadCount()),
         }
+
+    def count_in_ranks(self, train: Callable[[Job], object], log: Path) -> Numbers:
+        """Count in several processes that train together, new ones for each kind of count."""
+        together = replace(self, world_size=WORLD_SIZE)
+        found: Numbers = {}
+        for watch in (CallCount, OperationCount, ReadCount):
+            output = Path(tempfile.mkdtemp(dir=self.scratch))
+            block = partial(together.block, train, COUNTED_STEPS, output=output)
+            found |= in_fork(block, watch(), log, world_size=WORLD_SIZE)
+        return found
 
     def time(self, train: Callable[[Job], object]) -> list[Pair]:
         """Return the times of each block of `train` with the mean of the bare blocks around it."""
@@ -179,28 +207,62 @@ class Result:
     trouble: str = ""
 
 
-def in_fork(function: Callable[..., Any], argument: object, log: Path) -> Any:
-    """Return what `function(argument)` returns in a fork of this process; its output goes to `log`."""
+def in_fork(function: Callable[..., Any], argument: object, log: Path, *, world_size: int = 1) -> Any:
+    """Return what `function(argument)` returns in a fork of this process; its output goes to `log`.
+
+    With a `world_size` above 1, that of rank 0 among so many forks, each of which calls it.
+    """
     result = log.with_suffix(".json")
     result.unlink(missing_ok=True)
-    process = os.fork()
-    if process == 0:
-        status = 1
-        try:
-            with log.open("w") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            result.write_text(json.dumps(function(argument)))
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0:
-        lines = log.read_text().strip().splitlines() or ["killed"]
-        raise RuntimeError(lines[-1])
+    places: list[dict[str, str]] = [{}] if world_size == 1 else environments(world_size)
+    forks = {
+        fork(function, argument, log.with_suffix(f".{rank}.log"), result if rank == 0 else None, place): rank
+        for rank, place in enumerate(places)
+    }
+    while forks:
+        process, status = os.wait()
+        rank = forks.pop(process)
+        if os.waitstatus_to_exitcode(status) != 0:
+            for other in forks:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            lines = log.with_suffix(f".{rank}.log").read_text().strip().splitlines() or ["killed"]
+            raise RuntimeError(lines[-1])
     return json.loads(result.read_text())
+
+
+def fork(
+    function: Callable[..., Any], argument: object, log: Path, result: Path | None, environment: dict[str, str]
+) -> int:
+    """Return the process that calls `function(argument)` and leaves what it returns in `result`."""
+    process = os.fork()
+    if process != 0:
+        return process
+    status = 1
+    try:
+        with log.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        os.environ |= environment
+        found = json.dumps(function(argument))
+        if result is not None:
+            result.write_text(found)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def environments(world_size: int) -> list[dict[str, str]]:
+    """Return what torchrun would tell each rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "benchmark", "GROUP_RANK": "0"}
+    shared |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 def measure(bench: Bench, results: dict[str, Result], rounds: int) -> None:
@@ -255,6 +317,48 @@ def print_report(base: Numbers, results: dict[str, Result]) -> None:
     print(table(header, [[titles[name], *time_row(pairs)] for name, pairs in timed.items()]))
 
 
+def count_distributed(bench: Bench, names: list[str]) -> int:
+    """Count each framework alone and in several processes, and print both as one table."""
+    base = frameworks.bare_without_log
+    turns = {"": base, **{name: frameworks.FRAMEWORKS[name] for name in names}}
+    titles = frameworks.TITLES | {"": "bare PyTorch loop, without a log", "bare": "bare loop + TensorBoard"}
+    together_header = f"Python calls, DDP × {WORLD_SIZE}"
+    header = ["framework", "Python calls, alone", "C calls", "both", together_header, "C calls", "both"]
+    header += ["ATen ops", f"value reads in {COUNTED_STEPS} steps"]
+    rows: list[list[str]] = []
+    bases: tuple[Numbers, Numbers] = ({}, {})
+    for name, train in turns.items():
+        print(f"counting: {name or 'base'}", file=sys.stderr, flush=True)
+        log = bench.scratch / f"{name or 'base'}.log"
+        trouble = frameworks.trouble(name)
+        if not trouble:
+            try:
+                alone, together = in_fork(bench.count, train, log), bench.count_in_ranks(train, log)
+            except RuntimeError as error:
+                trouble = f"failed: {error}"
+        if trouble:
+            rows.append([titles[name], trouble, *[""] * (len(header) - 2)])
+            continue
+        if not name:
+            bases = (alone, together)
+        cells = [
+            cell
+            for own, other in zip((alone, together), bases, strict=True)
+            for cell in (f"{own['python']:.1f}", f"{own['c']:.1f}", f"× {calls(own) / calls(other):.2f}")
+        ]
+        reads = f"{together.get('reads', 0) * COUNTED_STEPS:.0f}"
+        rows.append([titles[name], *cells, f"{together['aten']:.1f}", reads])
+    print(describe_machine(), end="\n\n")
+    print(f"Per step, over {COUNTED_STEPS} steady steps; ops and reads are those of DDP. × is to the first row.\n")
+    print(table(header, rows))
+    return 1 if any(row[1].startswith("failed") for row in rows) else 0
+
+
+def calls(found: Numbers) -> float:
+    """Return Python calls and C calls together."""
+    return found["python"] + found["c"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help=f"timed rounds of {PAIRS} pairs; 0: counts alone")
@@ -262,6 +366,7 @@ def main() -> int:
     parser.add_argument(
         "--only", type=frameworks.parse_names, default=list(frameworks.FRAMEWORKS), help="bare,smkit,..."
     )
+    parser.add_argument("--distributed", action="store_true", help="count with DDP too; no times")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ |= frameworks.QUIET_ENVIRONMENT
@@ -269,6 +374,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder, "data"), Path(folder), options.steps)
         subprocess.run([sys.executable, Path(__file__).with_name("digits.py"), bench.data], check=True)
+        if options.distributed:
+            return count_distributed(bench, options.only)
         base = in_fork(bench.count, frameworks.bare_without_log, Path(folder, "base.log"))
         measure(bench, results, options.rounds)
     print_report(base, results)
