@@ -94,7 +94,7 @@ def make_records(script: Script[Any], ranks: Ranks, guard: LossGuard) -> Records
 def _hardware(script: Script[Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
     """Return what tells of the GPU at a rate of samples per second."""
     precision: str = script.placement.precision
-    if precision == "fp32" and script.hp.float32_matmul_precision != "highest":
+    if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
         precision = "tf32"
     return lambda rate: hardware_metrics(
         script.placement.device,

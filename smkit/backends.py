@@ -11,8 +11,8 @@ import torch
 
 
 @contextmanager
-def backend_settings(*, float32_matmul_precision: str, cudnn_benchmark: bool) -> Iterator[None]:
-    """Compute with these settings inside of a block, and with those of before after it.
+def backend_settings(*, float32_matmul_precision: str | None, cudnn_benchmark: bool | None) -> Iterator[None]:
+    """Compute with these settings inside of a block, and with those of before after it; None leaves one as it is.
 
     Args:
         float32_matmul_precision: How exactly matrices in fp32 are multiplied: "highest" in fp32, "high" in TF32 on GPUs
@@ -22,15 +22,19 @@ def backend_settings(*, float32_matmul_precision: str, cudnn_benchmark: bool) ->
     """
     with _without_advice():
         put_back = _matmul_settings()
-        torch.set_float32_matmul_precision(float32_matmul_precision)
+        if float32_matmul_precision is not None:
+            torch.set_float32_matmul_precision(float32_matmul_precision)
     benchmark = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = cudnn_benchmark
+    if cudnn_benchmark is not None:
+        torch.backends.cudnn.benchmark = cudnn_benchmark
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = benchmark
-        with _without_advice():
-            put_back()
+        if cudnn_benchmark is not None:
+            torch.backends.cudnn.benchmark = benchmark
+        if float32_matmul_precision is not None:
+            with _without_advice():
+                put_back()
 
 
 def _matmul_settings() -> Callable[[], None]:

@@ -51,6 +51,24 @@ def is_platform_hyperparameter(name: str) -> bool:
     return _PLATFORM_HYPERPARAMETER.fullmatch(name) is not None
 
 
+_TORCHRUN_OPTIONS = (
+    *("duplicate-stderr-filters", "duplicate-stdout-filters", "event-log-handler", "local-addr", "local-ranks-filter"),
+    *("log-dir", "logs-specs", "master-addr", "master-port", "max-restarts", "monitor-interval", "no-python"),
+    *("node-rank", "nproc-per-node", "numa-binding", "rdzv-backend", "rdzv-conf", "rdzv-endpoint", "rdzv-id"),
+    *("run-path", "shutdown-timeout", "signals-to-handle", "start-method", "virtual-local-rank"),
+)
+"""Of torch 2.13 (torch/distributed/run.py), those of two words: each is there with '-' and with '_'."""
+
+
+def abbreviates_torchrun_option(name: str) -> bool:
+    """Whether torchrun dies of a script's option `--name`, which it takes for an ambiguous abbreviation of its own.
+
+    Python's argparse looked for that after the script's name too, until 3.12.8 and 3.13.1 (cpython issue 58573).
+    """
+    word = name.replace("_", "-")
+    return "-" not in word and any(option.startswith(word) for option in _TORCHRUN_OPTIONS)
+
+
 @dataclass(frozen=True)
 class JobTree:
     """Where a job's files lie below `base` (toolkit: environment.py; user guide: "training storage folders")."""

@@ -181,7 +181,10 @@ class Placement:
         return batch if self._is_cpu else _to(batch, self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context for the forward pass and the loss; it does nothing in fp32."""
+        """Return the context for the forward pass and the loss; it does nothing in fp32.
+
+        To make one can cost more than to enter it: a loop may keep it, and enter it again and again, but not in itself.
+        """
         return torch.autocast(self.device.type, self._autocast_dtype) if self._autocast_dtype else _NO_AUTOCAST
 
     def backward(self, loss: Tensor) -> None:

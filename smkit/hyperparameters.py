@@ -49,8 +49,8 @@ class Hyperparameters(BaseModel):
     """clip gradients to this norm"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """arithmetic of the forward pass; auto: bf16 where the GPU has it, fp16 on V100 and T4, fp32 on a CPU"""
-    float32_matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """how fp32 matrices are multiplied on a GPU; high: in TF32 where the GPU has it (sm_80 and newer)"""
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """how fp32 matrices are multiplied; high: in TF32 where the GPU has it (sm_80 and newer), none: as torch does"""
     compile: bool = False
     """compile the model's forward with torch.compile"""
     strategy: Literal["ddp", "fsdp"] = "ddp"

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from smkit import contract
 from smkit.inputs import GivenInput, local_files
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, absolute, refuse
@@ -161,6 +162,12 @@ def _machine_problems(run: LocalRun) -> Iterator[str]:
         yield "this machine: the toolkit calls the program 'which', and there is none; install it"
     if run.uses_torchrun and not shutil.which("torchrun", path=environment):
         yield f"this machine: torchrun is not installed in {environment}; pip install 'smkit[train]'"
+    if run.uses_torchrun and sys.version_info < (3, 12, 8):
+        for name in filter(contract.abbreviates_torchrun_option, run.hyperparameters):
+            yield (
+                f"hyperparameter '{name}': torchrun on this Python takes --{name} for an abbreviation of its own and "
+                "dies of it; give it a longer name"
+            )
     if run.uses_torchrun and run.instance_count > 1 and _is_taken(_TORCHRUN_PORT):
         yield f"this machine: several hosts meet at port {_TORCHRUN_PORT}, which is taken; wait for the job that has it"
 

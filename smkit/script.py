@@ -48,8 +48,8 @@ class Script(ABC, Generic[HP]):
     """How many training samples may be unreadable, and be replaced by others; by default none."""
     channels_last = False
     """Whether the weights of convolutions lie in memory as a GPU's tensor cores want them: channels last."""
-    cudnn_benchmark = False
-    """Whether cuDNN tries its algorithms and takes the fastest; two runs then need not take the same one."""
+    cudnn_benchmark: bool | None = None
+    """Whether cuDNN tries its algorithms and takes the fastest, which two runs may find different; None: as it is."""
     flops_per_sample: float | None = None
     """Floating-point operations of a sample, forward and backward; from them follows `train/mfu_percent`."""
     find_unused_parameters = False

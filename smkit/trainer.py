@@ -180,6 +180,7 @@ class Trainer(Script[HP]):
         self._profile = ProfileWindow(hp.profile_steps, context.output_data_dir / "profile", self._ranks.rank)
         self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
+        self._autocast = self.placement.autocast()
         seed_all(hp.seed)
         self._loader, self._validation_loader = make_loaders(self, self._monitor)
         self.total_steps = preflight.total_steps(self._loader.steps_per_epoch, hp.epochs, hp.max_steps)
@@ -261,7 +262,7 @@ class Trainer(Script[HP]):
             self._records.waited_seconds += time.perf_counter() - began
             self._share = share
             with _AT_ONCE if number == last else parallel.without_sync():
-                with placement.autocast():
+                with self._autocast:
                     loss: Any = parallel.call(batch)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise preflight.no_loss(loss, f"{type(self).__name__}.training_step, step {self.step + 1}")

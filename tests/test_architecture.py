@@ -227,7 +227,7 @@ ALLOWED = {
     # jobs on this machine
     "hosts": {"contract"},
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
-    "local_plan": {"inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
+    "local_plan": {"contract", "inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
     # the doors
     "estimator_words": {"errors"},
     "argument_types": {"launch_arguments"},

@@ -192,6 +192,16 @@ def test_without_a_network_the_source_comes_as_a_channel() -> None:
     assert is_valid(request)
 
 
+def test_a_hyperparameter_that_torchrun_takes_for_its_own_is_named() -> None:
+    names = ["monitor", "max", "max_steps", "log_dir", "epochs", "rdzv_id", "no", "monitor_metric"]
+    given = arguments(instance_count=2)
+    flags: dict[str, Any] = {"has_setup_py": False, "has_requirements": False, "today": TODAY}
+    found = request_warnings(given, image=image(given), hyperparameters=names, **flags)
+    assert [text.split("'")[1] for text in found if "abbreviation" in text] == ["monitor", "max", "no"]
+    alone = request_warnings(arguments(), image=image(given), hyperparameters=names, **flags)
+    assert not [text for text in alone if "abbreviation" in text]
+
+
 @pytest.mark.parametrize(
     ("changes", "torchrun", "processes"),
     [

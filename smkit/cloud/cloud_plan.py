@@ -180,6 +180,7 @@ class _Draft:
                 has_setup_py=self.prepared.source.has_setup_py,
                 has_requirements=self._has("requirements.txt"),
                 today=datetime.now(timezone.utc).date(),
+                hyperparameters=self.prepared.hyperparameters,
             ),
         ]
 

@@ -8,7 +8,7 @@ wrong with a hyperparameter's value by `wire`; neither is repeated here. This ro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, TypeGuard
 
@@ -71,7 +71,13 @@ def _missing_parts(request: Mapping[str, Any]) -> Iterator[str]:
 
 
 def request_warnings(
-    arguments: LaunchArguments, *, image: Image | None, has_setup_py: bool, has_requirements: bool, today: date
+    arguments: LaunchArguments,
+    *,
+    image: Image | None,
+    has_setup_py: bool,
+    has_requirements: bool,
+    today: date,
+    hyperparameters: Iterable[str] = (),
 ) -> list[str]:
     """Return what the user should know, and may go on with."""
     warnings = image_warnings(image, arguments.instance_types, today) if image else []
@@ -88,6 +94,7 @@ def request_warnings(
         warnings.append(
             "source_dir: has a setup.py, so the toolkit installs it as a package and runs the entry with -m"
         )
+    warnings += _torchrun_warnings(hyperparameters if torchrun else ())
     each = arguments.processes_per_host
     for name in arguments.instance_types:
         chip = accelerators(name)
@@ -99,6 +106,14 @@ def request_warnings(
         if getattr(given, "mode", "File") == "Pipe":
             warnings.append(f"input '{channel}': a pipe is read once, in order; FastFile streams too, and shows files")
     return warnings
+
+
+def _torchrun_warnings(hyperparameters: Iterable[str]) -> list[str]:
+    return [
+        f"hyperparameter '{name}': torchrun takes --{name} for an abbreviation of its own and dies of it, unless the "
+        "image has Python 3.12.8 or newer; give it a longer name"
+        for name in filter(contract.abbreviates_torchrun_option, hyperparameters)
+    ]
 
 
 def _sharding_warnings(channel: str, hosts: int) -> Iterator[str]:
