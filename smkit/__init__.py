@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smkit.data.layouts import open_dataset as open_dataset
     from smkit.data.loader import make_loader as make_loader
     from smkit.device import Placement as Placement
+    from smkit.distributed import Ranks as Ranks
     from smkit.errors import CheckpointError as CheckpointError
     from smkit.errors import ConfigurationError as ConfigurationError
     from smkit.errors import DataError as DataError
@@ -49,6 +50,7 @@ else:
         "MetricLog": "metrics",
         "Placement": "device",
         "Plan": "plan",
+        "Ranks": "distributed",
         "SampleRandom": "data.draws",
         "SmkitError": "errors",
         "Trainer": "trainer",

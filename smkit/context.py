@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from smkit.data.batches import Loader
     from smkit.data.draws import Transform
     from smkit.data.loader import OnError, Workers
+    from smkit.distributed import Ranks
 
 HP = TypeVar("HP", bound=Hyperparameters, default=Hyperparameters)
 H = TypeVar("H", bound=Hyperparameters)
@@ -157,6 +159,34 @@ class TrainingContext(PlatformFacts, Generic[HP]):
     def has_channel(self, name: str) -> bool:
         """Whether the run was given a channel of this name."""
         return any(channel.name == name for channel in self.channels)
+
+    def join(self, timeout_seconds: float = 600.0) -> AbstractContextManager[Ranks]:
+        """Return a context in which this process and the others of the run talk to each other; alone, it is nothing.
+
+        For a loop of one's own; `Trainer` does it itself. torch.distributed is initialized within the block, unless it
+        was before, so that models can be wrapped.
+
+            with context.join() as ranks:
+                loader = context.dataloader("train")
+                model = DistributedDataParallel(model) if ranks.world_size > 1 else model
+                store = CheckpointStore(context.checkpoint_dir, ranks=ranks)
+
+        Args:
+            timeout_seconds: How long to wait for another process before it is given up.
+
+        Raises:
+            ConfigurationError: This is one of several processes, and it cannot find the others.
+            SmkitError: Another process has failed meanwhile; it says which, and with what.
+        """
+        from smkit.distributed import Ranks
+
+        return Ranks.joined(
+            self.rank,
+            self.world_size,
+            self.local_rank,
+            host=self.current_host,
+            timeout_seconds=timeout_seconds,
+        )
 
     def dataloader(
         self,

@@ -27,7 +27,6 @@ from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
 from smkit.data.batches import Group, Loader
 from smkit.device import Placement
-from smkit.distributed import Ranks
 from smkit.errors import CheckpointError
 from smkit.monitor import LossGuard, Monitor
 from smkit.parallel import explained, mesh_of, parallel_step, share_buffers, whole, whole_model
@@ -130,7 +129,7 @@ class Trainer(Script[HP]):
         self.step, self._stop = 0, StopRequest()
         with (
             self._stop.listening(on_deadline=self._miss_deadline),
-            self._joined() as self._ranks,
+            self.context.join(self.timeout_seconds) as self._ranks,
             backend_settings(
                 float32_matmul_precision=self.hp.float32_matmul_precision, cudnn_benchmark=self.cudnn_benchmark
             ),
@@ -162,16 +161,6 @@ class Trainer(Script[HP]):
         return self._records.latest
 
     # --- the loop's parts, in the order in which they happen ----------------------------------------------------------
-
-    def _joined(self) -> AbstractContextManager[Ranks]:
-        context = self.context
-        return Ranks.joined(
-            context.rank,
-            context.world_size,
-            context.local_rank,
-            host=context.current_host,
-            timeout_seconds=self.timeout_seconds,
-        )
 
     def _prepare(self) -> None:
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""

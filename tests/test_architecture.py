@@ -98,6 +98,8 @@ ALLOWED = {
         *("data.arrays", "data.images", "data.labels", "data.mounts", "data.pipes", "data.shards.shards"),
         *("data.source", "data.tables.opening", "errors"),
     },
+    # the processes that train together: torch
+    "distributed": {"errors"},
     # configuration, torch-free
     "arguments": {"annotations", "contract", "hyperparameters"},
     "sources": {"annotations", "arguments", "contract", "wire"},
@@ -106,14 +108,13 @@ ALLOWED = {
     "report": {"contract", "errors"},
     "context": {
         *("annotations", "arguments", "data.batches", "data.channels", "data.draws", "data.layouts", "data.loader"),
-        *("errors", "facts", "hyperparameters", "report", "secret_references", "settings", "sources"),
+        *("distributed", "errors", "facts", "hyperparameters", "report", "secret_references", "settings", "sources"),
     },
     "argparse_doors": {
         *("arguments", "context", "contract", "errors", "facts", "hyperparameters", "report", "sources"),
     },
     # training wing
     "device": {"errors"},
-    "distributed": {"errors"},
     "agreement": {"distributed"},
     "sharding": set(),
     "state": {"errors", "sharding"},
@@ -152,7 +153,7 @@ ALLOWED = {
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "context", "contract"),
-        *("data.batches", "device", "distributed", "errors", "monitor", "parallel", "preflight", "profiling"),
+        *("data.batches", "device", "errors", "monitor", "parallel", "preflight", "profiling"),
         *("progress", "randomness", "report", "run_state", "script", "start_table", "stopping", "validation"),
     },
     # launch wing
@@ -256,7 +257,7 @@ ALLOWED = {
 }
 _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
-TRAINING = [*DATA, *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
+TRAINING = [*DATA, "distributed", *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
     "boto3": {"cloud.aws", "cloud.storage", "secret_references"},
     "botocore": {"cloud.aws", "cloud.service_model", "secret_references"},

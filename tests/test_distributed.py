@@ -233,3 +233,57 @@ def test_whoever_is_killed_and_whenever_it_ends_with_the_same_weights_bit_for_bi
     assert [torch.equal(value, runs.weights("killed")[key]) for key, value in runs.weights("left").items()] == [
         True
     ] * 8
+
+
+OWN_LOOP = """
+import sys
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+import smkit
+
+context = smkit.TrainingContext.load(smkit.Hyperparameters)
+numbers = torch.arange(10, dtype=torch.float64).reshape(10, 1)
+with context.join() as ranks:
+    loader = context.dataloader("train", dataset=TensorDataset(numbers))
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(model.weight)
+    wrapped = DistributedDataParallel(model) if ranks.world_size > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    store = smkit.CheckpointStore(context.checkpoint_dir, ranks=ranks)
+    log = smkit.MetricLog(prints=ranks.rank == 0, gather=ranks.gathered)
+    found = store.latest()
+    if found is not None:
+        model.load_state_dict(found.state["model"])
+        loader.load_state_dict(found.state["data"])
+    batches = iter(loader)
+    for group in loader.groups():
+        for share in group.shares:
+            (batch,) = next(batches)
+            loss = wrapped(batch).square().mean()
+            (loss * (share * ranks.world_size / group.samples)).backward()
+            log.add("train/loss", loss, weight=share)
+        optimizer.step()
+        optimizer.zero_grad()
+        loader.advance()
+    log.write(loader.epoch, loader.epoch)
+    directory = store.save(loader.epoch, {"model": model.state_dict(), "data": loader.state_dict()})
+    print("saved", directory.name)
+"""
+
+
+def test_a_loop_of_ones_own_runs_in_several_processes_too(runs: Runs) -> None:
+    script = runs.folder / "own.py"
+    script.write_text(OWN_LOOP)
+    arguments = ["--batch-size", "4", f"--channel=train={runs.folder / 'train'}", "--run-dir"]
+    own = {"script": str(script), "log": str(runs.folder / "logs")}
+    results = runs.succeeded(
+        own | {"world_size": 1, "arguments": [*arguments, str(runs.folder / "one")]},
+        *[own | {"world_size": 4, "arguments": [*arguments, str(runs.folder / "four")]}] * 2,
+        own | {"world_size": 1, "arguments": [*arguments, str(runs.folder / "one")]},
+    )
+    lines = [result["texts"][0].splitlines() for result in results]
+    assert (lines[0][0], lines[3][0]) == (lines[1][0], lines[2][0])
+    assert lines[0][0].startswith("[metrics] step=1 epoch=1 train/loss=")
+    assert [text for text in results[1]["texts"][1:] if "metrics" in text] == []

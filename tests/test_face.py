@@ -21,6 +21,7 @@ PUBLIC = {
     "MetricLog",
     "Placement",
     "Plan",
+    "Ranks",
     "SampleRandom",
     "SmkitError",
     "Trainer",
@@ -33,7 +34,16 @@ PUBLIC = {
     "parse_args",
     "read_secret",
 }
-TRAINING = {"CheckpointStore", "MetricLog", "Placement", "SampleRandom", "Trainer", "make_loader", "open_dataset"}
+TRAINING = {
+    "CheckpointStore",
+    "MetricLog",
+    "Placement",
+    "Ranks",
+    "SampleRandom",
+    "Trainer",
+    "make_loader",
+    "open_dataset",
+}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
