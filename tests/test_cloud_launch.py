@@ -232,26 +232,37 @@ def test_a_failing_script_is_shown_with_its_own_traceback(
 @pytest.mark.toolkit
 @pytest.mark.train
 @pytest.mark.usefixtures("meeting_port")
-def test_two_hosts_meet_under_torchrun(sagemaker: SageMaker, launch: Launch) -> None:
-    sagemaker.settings(hidden=[])
-    script = """
-        import os, pathlib, torch
-        import torch.distributed as dist
+def test_two_hosts_train_one_model_in_parts_which_are_put_together_after_an_interruption(
+    sagemaker: SageMaker, folder: Path, digits: Path
+) -> None:
+    """Each host saves its parts to a folder of its own, and finds those of both in it when it starts again."""
+    from safetensors.numpy import load_file
 
-        dist.init_process_group("gloo")
-        total = torch.tensor(dist.get_rank() + 1)
-        dist.all_reduce(total)
-        model = pathlib.Path(os.environ["SM_MODEL_DIR"])
-        (model / f"rank-{dist.get_rank()}.txt").write_text(str(total.item()))
-        print(f"rank {dist.get_rank()} of {dist.get_world_size()} has {total}", flush=True)
-        dist.destroy_process_group()
-    """
-    job = launch(script, instance_count=2)
-    job.wait(show_logs=False)
-    lines = set(job.logs(follow=False))
-    assert {"[algo-1] rank 0 of 2 has 3", "[algo-2] rank 1 of 2 has 3"} <= lines
-    model = job.download("model")
-    assert {path.name: path.read_text() for path in model.iterdir()} == {"rank-0.txt": "3", "rank-1.txt": "3"}
+    sagemaker.settings(hidden=[], interrupt_at="step=60 ")
+    job = smkit.launch(
+        "train.py",
+        source_dir=Path(__file__).parents[1] / "examples/digits",
+        role=sagemaker.role,
+        instance_type="ml.m5.large",
+        instance_count=2,
+        spot=True,
+        bucket=sagemaker.bucket,
+        inputs={name: digits / name for name in ("train", "validation")},
+        hyperparameters={"epochs": 4, "strategy": "fsdp", "log_every_steps": 20, "checkpoint_every_seconds": 0.5},
+    )
+    model = load_file(job.wait(show_logs=False).download(folder / "model") / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in model.items()} == {
+        "0.weight": (128, 64),
+        "0.bias": (128,),
+        "3.weight": (10, 128),
+        "3.bias": (10,),
+    }
+    assert "Interrupted" in [step["Status"] for step in job.describe()["SecondaryStatusTransitions"]]
+    lines = list(job.logs(follow=False))
+    assert any("goes on after step" in line for line in lines)
+    assert [line.partition(" ")[0] for line in lines if "finished: 180 steps" in line] == ["[algo-1]"]
+    saved = sagemaker.objects(f"smkit/jobs/{job.name}/checkpoints/")
+    assert {"tensors.safetensors", "tensors-00001.safetensors"} < {name.rpartition("/")[2] for name in saved}
 
 
 @pytest.mark.toolkit
