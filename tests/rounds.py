@@ -26,7 +26,16 @@ import smkit.trainer  # noqa: F401
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
 SETTINGS = [
     *("--epochs", "6", "--batch-size", "32", "--gradient-accumulation-steps", "4", "--hidden", "256", "--seed", "3"),
-    *("--max-grad-norm", "1.0", "--monitor-metric", "loss", "--log-every-steps", "10", "--checkpoint-every-seconds", "0.02"),
+    *(
+        "--max-grad-norm",
+        "1.0",
+        "--monitor-metric",
+        "loss",
+        "--log-every-steps",
+        "10",
+        "--checkpoint-every-seconds",
+        "0.02",
+    ),
 ]
 
 

@@ -22,7 +22,13 @@ import smkit
 
 HERE = Path(__file__).parent
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.10.0-cpu-py313"
-HYPERPARAMETERS = {"epochs": 3, "learning_rate": 0.004, "monitor_metric": "accuracy", "monitor_mode": "max", "hidden": 48}
+HYPERPARAMETERS = {
+    "epochs": 3,
+    "learning_rate": 0.004,
+    "monitor_metric": "accuracy",
+    "monitor_mode": "max",
+    "hidden": 48,
+}
 SDKS = {"SMKIT_SDK_V2": "v2_fit.py", "SMKIT_SDK_V3": "v3_train.py"}
 
 
