@@ -1,4 +1,4 @@
-"""Train a GAN on the digits: a loop of one's own, which goes on exactly where it was stopped or killed."""
+"""Train a GAN on the digits in one process: a loop of one's own that goes on exactly where it was stopped or killed."""
 
 import signal
 import sys
