@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from smkit.distributed import Ranks
@@ -50,10 +51,20 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
     """Leave each rank a part of every parameter, which is put together when a block of the model needs it (FSDP2).
 
     Each member of an `nn.ModuleList` is such a block, as layers of a transformer are; what is left is one more.
+
+    Raises:
+        ConfigurationError: FSDP cannot cut one of the parameters.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    for name, parameter in model.named_parameters():
+        if not parameter.dim() or not parameter.is_contiguous():
+            raise ConfigurationError(
+                f"FSDP cannot cut the parameter '{name}', of shape {tuple(parameter.shape)} and {parameter.stride()} steps",
+                where="strategy",
+                fix="use --strategy ddp; or give a scalar the shape (1,), and leave channels_last out",
+            )
     mesh = init_device_mesh(device_type, (ranks.world_size,))
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
@@ -113,12 +124,22 @@ def mesh_of(model: nn.Module) -> Any:
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Give every rank the buffers of rank 0, such as the running statistics that each batch norm counts by itself."""
-    if ranks.world_size > 1:
-        from torch.distributed import broadcast
+    """Give every rank the buffers of rank 0 that ranks count by themselves: running statistics, which are no integers."""
+    if ranks.world_size == 1:
+        return
+    from torch.distributed import broadcast
 
-        for buffer in model.buffers():
-            broadcast(buffer, src=0)
+    alike: dict[Any, list[Tensor]] = {}
+    for buffer in model.buffers():
+        # What is expanded is one value for all its places, and no statistic.
+        if buffer.is_floating_point() and 0 not in buffer.stride():
+            alike.setdefault((buffer.device, buffer.dtype), []).append(buffer.detach())
+    for buffers in alike.values():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        # gloo knows some dtypes only, but bytes are bytes.
+        broadcast(flat.view(torch.uint8), src=0)
+        for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(values.view(buffer.shape))
 
 
 def whole_model(model: nn.Module, build: Callable[[], nn.Module], ranks: Ranks) -> nn.Module:

@@ -40,7 +40,7 @@ def start_table(
         *([("together", together)] if context.world_size > 1 else []),
         ("train", train.describe()),
         ("validation", "none" if validation is None else validation.describe()),
-        ("model", f"{type(model).__name__}, {size:,} parameters"),
+        ("model", f"{type(model).__name__.removeprefix('FSDP')}, {size:,} parameters"),
         ("steps", f"{total_steps:,} of {context.hp.batch_size} samples{an_epoch}"),
         ("checkpoints", f"{context.checkpoint_dir}, {start}"),
         ("model goes to", str(context.model_dir)),

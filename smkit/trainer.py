@@ -177,6 +177,15 @@ class Trainer(Script[HP]):
         self.optimizer = preflight.built(self.build_optimizer(self.model), Optimizer, "build_optimizer")
         preflight.require_own_parameters(self.optimizer, self.model)
         self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
+        # Only now is it known what is trained: an optimizer's builder may freeze a part of the model.
+        self._ranks.wait_for_all()
+        self._parallel = parallel_step(
+            self.training_step,
+            self.model,
+            self._ranks,
+            hp.strategy,
+            find_unused_parameters=self.find_unused_parameters,
+        )
         self._average = None if hp.ema_decay is None else WeightAverage(self.model, hp.ema_decay)
         # To ask whether a step was skipped can mean to wait for the GPU.
         self._follows_steps = self.scheduler is not None or self._average is not None
@@ -186,15 +195,7 @@ class Trainer(Script[HP]):
         self._agreement, self._is_stopping, self._share = Agreement(self._ranks), False, 1
         guard = LossGuard(scales_gradients=self.placement.scaler is not None)
         self._records = make_records(self, self._ranks, guard)
-        self._ranks.wait_for_all()
         self._resume(guard)
-        self._parallel = parallel_step(
-            self.training_step,
-            self.model,
-            self._ranks,
-            hp.strategy,
-            find_unused_parameters=self.find_unused_parameters,
-        )
         self._records.begin(self.step)
         self._polled_step = self.step
         self._between_steps()
@@ -269,10 +270,11 @@ class Trainer(Script[HP]):
                 self._average.update()
         self._loader.advance()
         self.step += 1
+        # Each rank's word weighs the same, and all of them together weigh as much as the one of a run that is alone.
         if mean_loss is not None:
-            self._records.log.add("train/loss", mean_loss)
+            self._records.log.add("train/loss", mean_loss, 1 / world_size)
         if norm is not None:
-            self._records.log.add("train/grad_norm", whole(norm))
+            self._records.log.add("train/grad_norm", whole(norm), 1 / world_size)
 
     def _judge(self, error: RuntimeError) -> None:
         """Raise, or do, what an error in a step means besides what it says."""
@@ -394,7 +396,6 @@ class Trainer(Script[HP]):
             logger.warning("the last checkpoint could not be saved, the model goes on its way: %s", error)
         which = self._use_best_model()
         with nullcontext() if self._average is None else self._average.applied():
-            preflight.require_numbers(self.model)
             self.model = whole_model(self.model, self.build_model, self._ranks)
             self.model.eval()
             if self._ranks.is_first:
@@ -406,6 +407,7 @@ class Trainer(Script[HP]):
         self._ranks.wait_for_all()
 
     def _hand_over(self, directory: Path) -> None:
+        preflight.require_numbers(self.model)
         try:
             self.export_model(directory)
             self.context.save_settings(directory)
