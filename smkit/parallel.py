@@ -61,7 +61,7 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.dim() or not parameter.is_contiguous():
             raise ConfigurationError(
-                f"FSDP cannot cut the parameter '{name}', of shape {tuple(parameter.shape)} and {parameter.stride()} steps",
+                f"FSDP cannot cut '{name}', of shape {tuple(parameter.shape)} and strides {parameter.stride()}",
                 where="strategy",
                 fix="use --strategy ddp; or give a scalar the shape (1,), and leave channels_last out",
             )
@@ -124,7 +124,7 @@ def mesh_of(model: nn.Module) -> Any:
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Give every rank the buffers of rank 0 that ranks count by themselves: running statistics, which are no integers."""
+    """Give every rank those buffers of rank 0 that each rank counts by itself: running statistics, no integers."""
     if ranks.world_size == 1:
         return
     from torch.distributed import broadcast
@@ -138,7 +138,7 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
         # gloo knows some dtypes only, but bytes are bytes.
         broadcast(flat.view(torch.uint8), src=0)
-        for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(values.view(buffer.shape))
 
 

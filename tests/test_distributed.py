@@ -287,3 +287,29 @@ def test_a_loop_of_ones_own_runs_in_several_processes_too(runs: Runs) -> None:
     assert (lines[0][0], lines[3][0]) == (lines[1][0], lines[2][0])
     assert lines[0][0].startswith("[metrics] step=1 epoch=1 train/loss=")
     assert [text for text in results[1]["texts"][1:] if "metrics" in text] == []
+
+
+NORMALISED = SCRIPT.replace(
+    "self.first = nn.Linear(3, 5, dtype=torch.float64)",
+    """self.first = nn.Sequential(nn.Linear(3, 5, dtype=torch.float64), nn.BatchNorm1d(5, dtype=torch.float64))
+        self.register_buffer("sliced", torch.arange(10.0)[::2])""",
+)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_every_rank_validates_with_the_statistics_that_are_exported(strategy: str, runs: Runs) -> None:
+    runs.script.write_text(NORMALISED)
+    runs.succeeded(
+        runs.run("trained", 2, "--strategy", strategy, "--monitor-metric", "loss"),
+        # Nothing is left to train: one process reads the model and validates it alone.
+        runs.run("trained", 1, "--strategy", strategy, "--monitor-metric", "loss", "--epochs", "4"),
+    )
+    best = min(record["validation/loss"] for record in runs.records("trained") if "validation/loss" in record)
+    namespace: dict[str, Any] = {"__name__": "trainer"}
+    exec(NORMALISED, namespace)
+    model = namespace["Net"](0.0)
+    model.load_state_dict(runs.weights("trained"))
+    inputs = torch.randn(101, 3, generator=torch.Generator().manual_seed(101), dtype=torch.float64)
+    with torch.no_grad():
+        loss = (model.eval()(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+    assert float(loss) == pytest.approx(best, rel=1e-9)
