@@ -30,10 +30,13 @@ _MEETING_SECONDS = 900.0
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
 _LAST_WORDS_SECONDS = 5.0
+_LISTENING_SECONDS = 2.0
+_SIGNALS_FROM = 128
 _FAILURE = "smkit/failure"
 _LOST_CONTACT = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out waiting|[Tt]imeout after|Socket [Tt]imeout|Broken pipe"
 )
+_TORCHS_OWN_FILE = re.compile(r"\[/[^]]*\] ")
 
 
 class Ranks:
@@ -86,6 +89,11 @@ class Ranks:
             if _is_lost_contact(error):
                 raise ranks._other_failure(error) from error
             ranks._tell(f"rank {rank} on host {host}: {_first_words(error)}")
+            raise
+        except SystemExit as end:
+            # A status from 128 on is a signal's, and all ranks leave with it together.
+            if not isinstance(end.code, int) or end.code < _SIGNALS_FROM:
+                ranks._tell(f"rank {rank} on host {host}: sys.exit({end.code!r}) before the training was done")
             raise
         # After a failure the group is left to the end of the process: parting could wait for one who is gone.
         if is_ours:
@@ -164,8 +172,13 @@ class Ranks:
     def _tell(self, text: str) -> None:
         """Leave word for the others of what has failed here; the first word counts."""
         store = self._store
-        if store is not None:
-            _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
+        if store is None:
+            return
+        _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
+        if self.is_first and not isinstance(store, distributed.PrefixStore):
+            # No agent of torchrun keeps the store but this process: the others, who see its connections end, ask it why.
+            _within(_LAST_WORDS_SECONDS, distributed.destroy_process_group)
+            time.sleep(_LISTENING_SECONDS)
 
     def _other_failure(self, error: Exception) -> SmkitError:
         """Return what another process has said before it was gone."""
@@ -219,4 +232,7 @@ def _is_lost_contact(error: BaseException) -> bool:
 def _first_words(error: BaseException) -> str:
     if isinstance(error, SmkitError):
         return str(error)
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    text = f"{type(error).__name__}: {error}"
+    # NCCL says at the end what it is about.
+    first, last = text.partition("\n")[0], text.partition("\nLast error:\n")[2].partition("\n")[0]
+    return _TORCHS_OWN_FILE.sub("", f"{last} ({first})" if last else first)
