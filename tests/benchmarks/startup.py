@@ -49,7 +49,7 @@ before = time.process_time()
 {{statement}}
 print(before, time.process_time(), len(sys.modules), *(name for name in {WATCHED!r} if name in sys.modules))
 """
-JOBS = ("bare", "smkit", "accelerate", "lightning", "huggingface")
+JOBS = ("bare", "smkit", "fabric", "accelerate", "lightning", "huggingface")
 
 
 @dataclass
