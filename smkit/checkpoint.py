@@ -149,8 +149,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: There are manifests and not one whole checkpoint, or the newest one is of a newer smkit.
         """
-        found = self._read_all()
-        return self._first_whole(found, required=any(is_committed(candidate.directory) for candidate in found))
+        found, problem = self._read_all()
+        required = any(is_committed(candidate.directory) for candidate in found)
+        return self._first_whole(found, required=required, problem=problem)
 
     def _offered(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
         """Yield the candidates of rank 0 on all ranks, each with its place on this host."""
@@ -167,11 +168,19 @@ class CheckpointStore:
         Raises:
             CheckpointError: There are scores, but no checkpoint that has one is whole.
         """
-        ranked = sorted(self._read_all(), key=lambda candidate: candidate.score, reverse=True)
+        found, problem = self._read_all()
+        ranked = sorted(found, key=lambda candidate: candidate.score, reverse=True)
         scored = [one for one in ranked if one.score > -math.inf and is_committed(one.directory)]
-        return self._first_whole(scored, required=any(candidate.score < math.inf for candidate in scored))
+        required = any(candidate.score < math.inf for candidate in scored)
+        return self._first_whole(scored, required=required, problem=problem)
 
-    def _first_whole(self, candidates: Sequence[Candidate], *, required: bool) -> Checkpoint | None:
+    def _first_whole(
+        self, candidates: Sequence[Candidate], *, required: bool, problem: CheckpointError | None
+    ) -> Checkpoint | None:
+        """Return the first whole one of rank 0's candidates; what rank 0 cannot do is an error on all ranks."""
+        required, problem = self._ranks.from_first((required, problem))
+        if problem is not None:
+            raise problem
         damages: list[str] = []
         checkpoint = None
         for candidate in self._offered(candidates):
@@ -192,19 +201,20 @@ class CheckpointStore:
             logger.warning("checkpoint passed over: %s", text)
         return checkpoint
 
-    def _read_all(self) -> list[Candidate]:
+    def _read_all(self) -> tuple[list[Candidate], CheckpointError | None]:
+        """Return what rank 0 sees, or why it sees nothing; nothing on the other ranks."""
         if not self._ranks.is_first:
-            return []
+            return [], None
         try:
-            return find(self._directory)
+            return find(self._directory), None
         except FileNotFoundError:
-            return []
+            return [], None
         except OSError as error:
-            raise CheckpointError(
+            return [], CheckpointError(
                 f"the checkpoints cannot be listed: {error.strerror}",
                 where=str(self._directory),
                 fix="make it a directory that this process can read",
-            ) from error
+            )
 
     def _stage(self, step: int, state: Mapping[str, Any], score: float | None) -> _Staged:
         if step < 0:

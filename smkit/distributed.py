@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,9 +30,9 @@ _MEETING_SECONDS = 900.0
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
 _LAST_WORDS_SECONDS = 5.0
-_LISTENING_SECONDS = 2.0
 _SIGNALS_FROM = 128
-_FAILURE = "smkit/failure"
+_FAILURE = "failure"
+_MEETINGS = "smkit/meetings"
 _LOST_CONTACT = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out waiting|[Tt]imeout after|Socket [Tt]imeout|Broken pipe"
 )
@@ -100,6 +100,7 @@ class Ranks:
             distributed.destroy_process_group()
 
     def _meet(self, timeout_seconds: float, *, is_ours: bool) -> None:
+        from torch._C._distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         if is_ours:
@@ -113,7 +114,9 @@ class Ranks:
                     where="RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
                     fix="start them with torchrun, which sets all four",
                 ) from error
-            self._store = store
+            # torch counts its groups from 0 after each meeting, and would find the addresses of the one before.
+            meeting_number = (store.add(_MEETINGS, 1) - 1) // world_size
+            self._store = store = PrefixStore(f"smkit/{meeting_number}", store)
             distributed.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds)
             )
@@ -135,6 +138,30 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Return when every process has come here, as long as preparing or saving may take."""
         self._gathered(None, self._patient)
+
+    def require_same(self, facts: Mapping[str, object]) -> None:
+        """Return when every process has come here, as long as preparing may take, if all pass the same facts.
+
+        Args:
+            facts: What must be the same on all ranks, by a person's name for it.
+
+        Raises:
+            ConfigurationError: On all ranks alike: it names a rank that differs from rank 0, and in what.
+        """
+        own = {name: f"{value!r:.80}" for name, value in facts.items()}
+        first, *others = self._gathered(own, self._patient)
+        for rank, other in enumerate(others, 1):
+            differences = [
+                f"{name} is {first.get(name)}, there {other.get(name)}"
+                for name in sorted({*first, *other})
+                if first.get(name) != other.get(name)
+            ]
+            if differences:
+                raise ConfigurationError(
+                    f"rank {rank} is not of the same run as rank 0: {'; '.join(differences[:5])}",
+                    where="what the ranks were started with",
+                    fix="start all of them with the same code, arguments and data",
+                )
 
     def gathered_in_background(self, value: T) -> list[T]:
         """Return what each process passes, for the one other thread that may exchange something: the one that saves."""
@@ -172,13 +199,8 @@ class Ranks:
     def _tell(self, text: str) -> None:
         """Leave word for the others of what has failed here; the first word counts."""
         store = self._store
-        if store is None:
-            return
-        _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
-        if self.is_first and not isinstance(store, distributed.PrefixStore):
-            # No agent of torchrun keeps the store but this process: the others, who see its connections end, ask it why.
-            _within(_LAST_WORDS_SECONDS, distributed.destroy_process_group)
-            time.sleep(_LISTENING_SECONDS)
+        if store is not None:
+            _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
 
     def _other_failure(self, error: Exception) -> SmkitError:
         """Return what another process has said before it was gone."""
@@ -193,8 +215,9 @@ class Ranks:
         return SmkitError(
             f"another process of this run is gone or stuck, and has not said why ({_first_words(error):.200})",
             where=f"rank {self.rank}",
-            fix="look at the logs of the other ranks and hosts: one was killed, ran out of memory or lost its network; "
-            "start again with the same folders to go on from the last checkpoint",
+            fix="look at the logs of the other ranks and hosts: one was killed, ran out of memory or lost its network, "
+            "or took another way through a step (a parameter that has no gradient on one rank only wants "
+            "`find_unused_parameters = True`); start again with the same folders to go on from the last checkpoint",
         )
 
 

@@ -6,6 +6,8 @@ the same names in any number of processes, and whatever method a step calls take
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -50,10 +52,11 @@ class _StepModule(nn.Module):
 def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
     """Leave each rank a part of every parameter, which is put together when a block of the model needs it (FSDP2).
 
-    Each member of an `nn.ModuleList` is such a block, as layers of a transformer are; what is left is one more.
+    The parts are those of rank 0's parameters. Each member of an `nn.ModuleList` is such a block, as layers of a
+    transformer are; what is left is one more.
 
     Raises:
-        ConfigurationError: FSDP cannot cut one of the parameters.
+        ConfigurationError: FSDP cannot cut one of the parameters, or the ranks have different models.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -65,10 +68,40 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
                 where="strategy",
                 fix="use --strategy ddp; or give a scalar the shape (1,), and leave channels_last out",
             )
+    _require_same_model(model, ranks)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.numel() and 0 not in tensor.stride():
+            _copy_from_first(tensor.detach())
     mesh = init_device_mesh(device_type, (ranks.world_size,))
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh)
+        own = Counter(id(parameter) for _, parameter in block.named_parameters(remove_duplicate=False))
+        # What is tied to another block's must be put together with it: both stay with what is left.
+        if all(uses[parameter] == count for parameter, count in own.items()):
+            fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _require_same_model(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse models of ranks that differ in what they hold, which would wait for each other or mix their numbers."""
+    parameters = dict(model.named_parameters())
+    form = [(name, tuple(one.shape), str(one.dtype), one.requires_grad) for name, one in parameters.items()]
+    form += [(name, tuple(one.shape), str(one.dtype), False) for name, one in model.named_buffers()]
+    digest = hashlib.sha256(repr(form).encode()).hexdigest()[:8]
+    count = sum(one.numel() for one in parameters.values())
+    ranks.require_same(
+        {"the model": f"{count:,} parameters in {len(parameters)} tensors, names, order and shapes {digest}"}
+    )
+
+
+def _copy_from_first(tensor: Tensor) -> None:
+    from torch.distributed import broadcast
+
+    # gloo knows some dtypes only, but bytes are bytes.
+    values = tensor.contiguous()
+    broadcast(values.reshape(-1).view(torch.uint8), src=0)
+    if values is not tensor:
+        tensor.copy_(values)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -85,7 +118,7 @@ def parallel_step(
     """Return `step` such that its gradients become the mean over all ranks; the model has rank 0's weights then.
 
     Raises:
-        ConfigurationError: No parameter of the model is trained.
+        ConfigurationError: No parameter of the model is trained, or the ranks have different models.
     """
     if ranks.world_size == 1 or strategy == "fsdp":
         return ParallelStep(step)
@@ -95,6 +128,7 @@ def parallel_step(
         raise ConfigurationError(
             "the model has no parameter to train", where="build_model", fix="let one require a gradient"
         )
+    _require_same_model(model, ranks)
     ddp = DistributedDataParallel(
         _StepModule(model, step), gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
     )
@@ -127,8 +161,6 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
     """Give every rank those buffers of rank 0 that each rank counts by itself: running statistics, no integers."""
     if ranks.world_size == 1:
         return
-    from torch.distributed import broadcast
-
     alike: dict[Any, list[Tensor]] = {}
     for buffer in model.buffers():
         # What is expanded is one value for all its places, and no statistic.
@@ -136,8 +168,7 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer.detach())
     for buffers in alike.values():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        # gloo knows some dtypes only, but bytes are bytes.
-        broadcast(flat.view(torch.uint8), src=0)
+        _copy_from_first(flat)
         for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(values.view(buffer.shape))
 

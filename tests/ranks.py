@@ -18,7 +18,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -38,12 +37,6 @@ SECONDS = 120.0
 """Longer than any of these runs takes."""
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
     process = os.fork()
     if process:
@@ -56,6 +49,7 @@ def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
         if size > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         sys.argv = [run["script"], *run["arguments"]]
         sys.path.insert(0, str(Path(run["script"]).parent))
         torch.set_num_threads(1)
@@ -96,8 +90,9 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
     logs = [folder / f"rank-{rank}.txt" for rank in range(run["world_size"])]
     for log in logs:
         log.unlink(missing_ok=True)
-    port = free_port()
-    processes = [forked(run, rank, port, log) for rank, log in enumerate(logs)]
+    # As torchrun's agent does: it outlives whoever fails.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [forked(run, rank, store.port, log) for rank, log in enumerate(logs)]
     signals = Signals(run.get("signals", []), logs, processes)
     stopped = {order["rank"] for order in signals.waiting if order["signal"] == signal.SIGSTOP}
     statuses: dict[int, int] = {}

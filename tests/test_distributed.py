@@ -292,7 +292,7 @@ def test_a_loop_of_ones_own_runs_in_several_processes_too(runs: Runs) -> None:
 NORMALISED = SCRIPT.replace(
     "self.first = nn.Linear(3, 5, dtype=torch.float64)",
     """self.first = nn.Sequential(nn.Linear(3, 5, dtype=torch.float64), nn.BatchNorm1d(5, dtype=torch.float64))
-        self.register_buffer("sliced", torch.arange(10.0)[::2])""",
+        self.register_buffer("table", torch.arange(10.0).reshape(2, 5).T.contiguous())""",
 )
 
 
@@ -313,3 +313,25 @@ def test_every_rank_validates_with_the_statistics_that_are_exported(strategy: st
     with torch.no_grad():
         loss = (model.eval()(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
     assert float(loss) == pytest.approx(best, rel=1e-9)
+
+
+def test_one_process_fits_twice_and_the_first_cause_reaches_the_others_without_an_agent(runs: Runs) -> None:
+    runs.script.write_text(
+        SCRIPT.replace(
+            "    Trainer.main()",
+            """    context = smkit.TrainingContext.load(Settings)
+    first = Trainer(context).fit()
+    assert Trainer(context).fit() == {}, "the second one finds a finished run"
+    print("twice")""",
+        )
+    )
+    [result] = runs.succeeded(runs.run("twice", 2))
+    assert all("twice" in text for text in result["texts"])
+    runs.script.write_text(SCRIPT)
+    fails = "if self.context.rank == 0: raise OSError('the lights went out')"
+    [result] = runs.done(runs.run("failed", 2, "--fail", fails))
+    assert result["statuses"] == [1, 1]
+    assert runs.failure("failed").startswith("OSError: the lights went out")
+    assert "another process of this run has failed first: rank 0 on host" in result["texts"][1]
+    assert "the lights went out" in result["texts"][1]
+    assert "Traceback" not in result["texts"][1]
