@@ -5,12 +5,13 @@
 
 50 million parameters with Adam, 600 MB, one thread. Rounds take every way in turn: one fresh process saves, another one
 restores. The disk is idle when a save begins. The first save of a process is told apart from the later ones, for
-buffers are made in it. Ratios are taken within a round.
+buffers are made in it. Ratios are taken within a round. Ctrl-C ends the rounds, and what was measured is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -53,16 +54,17 @@ def measure(names: list[str], rounds: int, saves: int, folder: Path) -> dict[str
             shutil.rmtree(place)
         return found
 
-    take_turns(rows, rounds, once)
+    with contextlib.suppress(KeyboardInterrupt):
+        take_turns(rows, rounds, once, first=1)
     return rows
 
 
 def cells(row: Row, base: Row) -> list[str]:
     """Return the cells of one way."""
-    if row.trouble:
-        return [row.trouble, *[""] * 8]
+    if row.trouble or not row.runs:
+        return [row.trouble or "not measured", *[""] * 8]
     found = {key: [one[key] for one in row.runs] for key in row.runs[0]}
-    ratios = [own["stall"] / other["stall"] for own, other in zip(row.runs, base.runs, strict=True)]
+    ratios = [own["stall"] / other["stall"] for own, other in zip(row.runs, base.runs, strict=False)]
     return [
         spread(found["first_stall"]),
         spread(found["stall"]),
@@ -78,7 +80,7 @@ def cells(row: Row, base: Row) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each way, after a round thrown away")
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each way")
     parser.add_argument("--saves", type=int, default=4, help="saves of one process, the first told apart")
     parser.add_argument("--only", type=parse_ways, default=list(WAYS), help="torch,smkit,...")
     parser.add_argument("--folder", help="where the checkpoints are written; by default where temporary files are")

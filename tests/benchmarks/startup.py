@@ -128,9 +128,9 @@ def measure_jobs(rounds: int, folder: Path) -> dict[str, Row]:
     return rows
 
 
-def take_turns(rows: dict[str, Row], rounds: int, once: Any) -> None:
-    """Run every row once per round; the round before the first is thrown away."""
-    for turn in range(rounds + 1):
+def take_turns(rows: dict[str, Row], rounds: int, once: Any, *, first: int = 0) -> None:
+    """Run every row once per round; round 0, if that is the first, is thrown away."""
+    for turn in range(first, rounds + 1):
         for name, row in rows.items():
             if row.trouble:
                 continue
