@@ -129,6 +129,7 @@ ALLOWED = {
     "stopping": {"contract"},
     "cadence": set(),
     "averaging": {"errors"},
+    "sameness": {"data.batches", "distributed"},
     "throughput": set(),
     "profiling": {"errors"},
     "backends": set(),
