@@ -36,7 +36,7 @@ _MEETINGS = "smkit/meetings"
 _LOST_CONTACT = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out waiting|[Tt]imeout after|Socket [Tt]imeout|Broken pipe"
 )
-_TORCHS_OWN_FILE = re.compile(r"\[/[^]]*\] ")
+_TORCHS_OWN_WORDS = re.compile(r"\[/[^]]*\] |\. This is typically caused by a remote worker.*")
 
 
 class Ranks:
@@ -258,4 +258,4 @@ def _first_words(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
     # NCCL says at the end what it is about.
     first, last = text.partition("\n")[0], text.partition("\nLast error:\n")[2].partition("\n")[0]
-    return _TORCHS_OWN_FILE.sub("", f"{last} ({first})" if last else first)
+    return _TORCHS_OWN_WORDS.sub("", f"{last} ({first})" if last else first)
