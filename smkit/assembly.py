@@ -59,13 +59,17 @@ def _make_loader(script: Script[Any], channel: str, *, shuffle: bool) -> Loader:
 def make_model(script: Script[Any], ranks: Ranks) -> nn.Module:
     """Return the user's model in training mode, on its device, in parts if each rank is to hold one."""
     hp, device = script.hp, script.placement.device
-    model = preflight.built(script.build_model(), nn.Module, "build_model").to(device)
+    is_in_parts = ranks.world_size > 1 and hp.strategy == "fsdp"
+    model = preflight.built(script.build_model(), nn.Module, "build_model")
+    if not is_in_parts:
+        # FSDP takes it there block by block, for as a whole it may not fit.
+        model.to(device)
     if script.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not model.training:
         model.train()
     recompute(script.activation_checkpointing(model))
-    if ranks.world_size > 1 and hp.strategy == "fsdp":
+    if is_in_parts:
         shard(model, ranks, device.type)
     if hp.compile:
         compile_model(model, lambda text: report.say(f"note: {text}") if ranks.is_first else None)

@@ -40,9 +40,13 @@ SECONDS = 120.0
 def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
     process = os.fork()
     if process:
+        # As torchrun, which sends signals to a rank and all that it has started.
+        with contextlib.suppress(PermissionError):
+            os.setpgid(process, process)
         return process
     status = 1
     try:
+        os.setpgid(0, 0)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
         size = run["world_size"]
@@ -79,7 +83,7 @@ class Signals:
                 continue
             if now >= order.setdefault("seen", now) + order.get("after_seconds", 0):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._processes[order["rank"]], order["signal"])
+                    os.killpg(self._processes[order["rank"]], order["signal"])
                 self.waiting.remove(order)
 
 
@@ -101,7 +105,7 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
         # Nobody but this process wakes one that was stopped.
         if time.monotonic() > deadline or left <= stopped:
             for rank in left:
-                os.kill(processes[rank], signal.SIGKILL)
+                os.killpg(processes[rank], signal.SIGKILL)
         signals.send_due()
         for rank in left:
             pid, status = os.waitpid(processes[rank], os.WNOHANG)

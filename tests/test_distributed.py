@@ -335,3 +335,22 @@ def test_one_process_fits_twice_and_the_first_cause_reaches_the_others_without_a
     assert "another process of this run has failed first: rank 0 on host" in result["texts"][1]
     assert "the lights went out" in result["texts"][1]
     assert "Traceback" not in result["texts"][1]
+
+
+def test_a_stop_that_reaches_the_processes_that_read_too_is_agreed_on_and_saved(runs: Runs) -> None:
+    runs.script.write_text(
+        SCRIPT.replace(
+            "    timeout_seconds = 10.0", '    timeout_seconds = 30.0\n    workers = "process"\n    num_workers = 1'
+        )
+    )
+    stop = {"signal": signal.SIGTERM, "when": "[metrics]", "watched": 0}
+    stops = [stop | {"rank": rank} for rank in range(2)]
+    steady = ("--epochs", "40")
+    results = runs.done(
+        runs.run("left", 1, *steady),
+        runs.run("stopped", 2, *steady, "--pause", "0.05", signals=stops),
+        runs.run("stopped", 2, *steady),
+    )
+    assert [result["statuses"] for result in results] == [[0], [143, 143], [0, 0]], results[1]["texts"]
+    assert "goes on after step" in results[2]["texts"][0]
+    assert_same_records(runs.records("stopped"), runs.records("left"))

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from copy import copy
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,15 @@ def _forkserver(module: str) -> Any:
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, module])
+    # torchrun sends SIGTERM to all processes of a rank, but it is the rank's affair: it saves first, and wants batches
+    # until all ranks have agreed to stop. What is blocked here stays so in the server and its children.
+    # Starting the tracker unblocks it, so it comes first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
