@@ -230,10 +230,10 @@ class CheckpointStore:
         try:
             self._write(staged)
         except _SaveError as failure:
-            if self._failures < _FAILURES_TO_RAISE:
-                logger.warning("training goes on without this checkpoint: %s", failure)
-            else:
+            if self._failures >= _FAILURES_TO_RAISE:
                 self._error = failure
+            elif self._ranks.is_first:
+                logger.warning("training goes on without this checkpoint: %s", failure)
         except Exception as error:  # `wait` raises it in the caller's thread
             self._error = error
 
@@ -313,7 +313,7 @@ class _Staged:
                 return write_files(self.directory, files)
             return write_files(self.directory, {part_file(rank): self.flat.tensor_file()}) if self.flat.cuts else {}
         except OSError as error:
-            return _SaveError.of(error, self)
+            return _SaveError.of(error, self, of_rank=f" of rank {rank}" if rank else "")
         except CheckpointError as error:
             return error
 
@@ -331,7 +331,7 @@ class _SaveError(CheckpointError):
     """The disk did not take a checkpoint; it may take the next one."""
 
     @classmethod
-    def of(cls, error: OSError, staged: _Staged) -> _SaveError:
+    def of(cls, error: OSError, staged: _Staged, of_rank: str = "") -> _SaveError:
         directory = staged.directory.parent
         needed = sum(tensor.nbytes for tensor in staged.flat.tensors.values()) + len(staged.flat.tree_file())
         fix = "check that the directory is there and can be written, and that its disk is sound"
@@ -340,7 +340,7 @@ class _SaveError(CheckpointError):
         return cls(
             f"the checkpoint of step {staged.step} could not be saved: {error.strerror or error}; "
             f"it needs about {needed:,} bytes, and there are {_free(directory)} free",
-            where=str(error.filename or directory),
+            where=f"{error.filename or directory}{of_rank}",
             fix=fix,
         )
 

@@ -45,7 +45,7 @@ class Script(ABC, Generic[HP]):
     num_workers: int | None = None
     """Processes, if `workers` is "process"."""
     skip_budget = 0
-    """How many training samples may be unreadable, and be replaced by others; by default none."""
+    """How many training samples of a process may be unreadable, and be replaced by others; by default none."""
     channels_last = False
     """Whether the weights of convolutions lie in memory as a GPU's tensor cores want them: channels last."""
     cudnn_benchmark: bool | None = None

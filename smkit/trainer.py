@@ -34,6 +34,7 @@ from smkit.profiling import ProfileWindow
 from smkit.progress import duration
 from smkit.randomness import rank_seed, seed_all
 from smkit.run_state import RunState, Saves
+from smkit.sameness import require_one_run
 from smkit.script import HP, Script
 from smkit.start_table import start_table
 from smkit.stopping import StopRequest
@@ -172,13 +173,18 @@ class Trainer(Script[HP]):
         self._autocast = self.placement.autocast()
         seed_all(hp.seed)
         self._loader, self._validation_loader = make_loaders(self, self._monitor)
+        require_one_run(
+            self._ranks,
+            hyperparameters=context.settings_document()["hyperparameters"],
+            train=self._loader,
+            validation=self._validation_loader,
+        )
         self.total_steps = preflight.total_steps(self._loader.steps_per_epoch, hp.epochs, hp.max_steps)
         self.model = make_model(self, self._ranks)
         self.optimizer = preflight.built(self.build_optimizer(self.model), Optimizer, "build_optimizer")
         preflight.require_own_parameters(self.optimizer, self.model)
         self.scheduler = preflight.step_scheduler(self.build_scheduler(self.optimizer))
         # Only now is it known what is trained: an optimizer's builder may freeze a part of the model.
-        self._ranks.wait_for_all()
         self._parallel = parallel_step(
             self.training_step,
             self.model,
@@ -402,7 +408,8 @@ class Trainer(Script[HP]):
                 self._hand_over(self.context.model_dir)
         self._records.clear()
         took = duration(time.monotonic() - self._began)
-        replaced = f", {len(self._loader.skipped)} unreadable samples replaced" if self._loader.skipped else ""
+        skipped = sum(self._ranks.gathered(len(self._loader.skipped)))
+        replaced = f", {skipped} unreadable samples replaced" if skipped else ""
         self._say(f"finished: {self.step:,} steps in {took}{replaced}; {which} is in {self.context.model_dir}")
         self._ranks.wait_for_all()
 

@@ -236,7 +236,8 @@ def _depend_on_the_parent(_: int) -> None:
     torch's own watch on the worker's parent sees nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, name="smkit-parent", daemon=True).start()
+    for end in (_end_with_the_parent, _end_as_the_parent_says):
+        threading.Thread(target=end, name="smkit-parent", daemon=True).start()
 
 
 def _end_with_the_parent() -> None:
@@ -244,6 +245,14 @@ def _end_with_the_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _end_as_the_parent_says() -> None:
+    """End by a SIGTERM of the parent's, and by nobody else's; it is blocked in all threads, see `_forkserver`."""
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
+            os._exit(1)
 
 
 def _as_it_is(answer: Any) -> Any:
