@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from smkit import contract, preflight, report
+from smkit.backends import multiplies_in_tf32
 from smkit.compilation import compile_model
 from smkit.data.batches import Loader
 from smkit.distributed import Ranks
@@ -98,7 +99,7 @@ def make_records(script: Script[Any], ranks: Ranks, guard: LossGuard) -> Records
 def _hardware(script: Script[Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
     """Return what tells of the GPU at a rate of samples per second."""
     precision: str = script.placement.precision
-    if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
+    if precision == "fp32" and multiplies_in_tf32():
         precision = "tf32"
     return lambda rate: hardware_metrics(
         script.placement.device,

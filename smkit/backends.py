@@ -37,6 +37,20 @@ def backend_settings(*, float32_matmul_precision: str | None, cudnn_benchmark: b
                 put_back()
 
 
+def multiplies_in_tf32() -> bool:
+    """Whether matrices in fp32 are multiplied in TF32, on a GPU that has it."""
+    own = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    return own == "tf32" if own not in ("none", "") else _common_precision() != "highest"
+
+
+def _common_precision() -> str:
+    """Return the one setting for all backends; torch refuses to say it once a script has set one of them."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
+
+
 def _matmul_settings() -> Callable[[], None]:
     """Return what puts back how matrices are multiplied.
 
@@ -45,10 +59,7 @@ def _matmul_settings() -> Callable[[], None]:
     # Of any type: torch 2.6 has none of it, and what 2.13 has is not typed.
     places: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     own = [(place, place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
-    try:
-        common = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        common = "highest"
+    common = _common_precision()
 
     def put_back() -> None:
         torch.set_float32_matmul_precision(common)

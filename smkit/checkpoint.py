@@ -153,15 +153,6 @@ class CheckpointStore:
         required = any(is_committed(candidate.directory) for candidate in found)
         return self._first_whole(found, required=required, problem=problem)
 
-    def _offered(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
-        """Yield the candidates of rank 0 on all ranks, each with its place on this host."""
-        offers: Iterator[Candidate] = iter(candidates)
-        while True:
-            offer = self._ranks.from_first(next(offers, None))
-            if offer is None:
-                return
-            yield offer.at(self._directory / offer.directory.name)
-
     def best(self) -> Checkpoint | None:
         """Return the whole checkpoint with the highest score (of equal ones the newest), None if none has a score.
 
@@ -174,6 +165,15 @@ class CheckpointStore:
         required = any(candidate.score < math.inf for candidate in scored)
         return self._first_whole(scored, required=required, problem=problem)
 
+    def _offered(self, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+        """Yield the candidates of rank 0 on all ranks, each with its place on this host."""
+        offers: Iterator[Candidate] = iter(candidates)
+        while True:
+            offer = self._ranks.from_first(next(offers, None))
+            if offer is None:
+                return
+            yield offer.at(self._directory / offer.directory.name)
+
     def _first_whole(
         self, candidates: Sequence[Candidate], *, required: bool, problem: CheckpointError | None
     ) -> Checkpoint | None:
@@ -185,7 +185,7 @@ class CheckpointStore:
         checkpoint = None
         for candidate in self._offered(candidates):
             loading = Loading(candidate, self._ranks, self._mesh)
-            found = [damage for damage in self._ranks.gathered(loading.read()) if damage]
+            found = [damage for damage in self._ranks.gathered_patiently(loading.read()) if damage]
             if not found:
                 checkpoint = loading.result()
                 break
@@ -219,12 +219,20 @@ class CheckpointStore:
     def _stage(self, step: int, state: Mapping[str, Any], score: float | None) -> _Staged:
         if step < 0:
             raise CheckpointError(f"the step is {step}", where="step", fix="count the finished steps from 0")
-        flat = flatten(state)
+        problem: CheckpointError | None = None
+        try:
+            flat = flatten(state)
+        except CheckpointError as error:
+            flat, problem = flatten({}), error
+        # One that only one rank has would leave the others waiting.
+        outcomes = self._ranks.gathered_patiently((f"step-{step:09d}-{os.urandom(3).hex()}", problem))
+        problem = next((problem for _, problem in outcomes if problem is not None), None)
+        if problem is not None:
+            raise problem
         flat = (flat if self._ranks.is_first else flat.only_parts()).copied_to(self._buffers)
         self._buffers = flat.tensors
-        name = self._ranks.from_first(f"step-{step:09d}-{os.urandom(3).hex()}")
         score = None if score is None or not math.isfinite(score) else float(score)
-        return _Staged(step, score, flat, self._directory / name)
+        return _Staged(step, score, flat, self._directory / outcomes[0][0])
 
     def _write_in_background(self, staged: _Staged) -> None:
         try:
@@ -316,6 +324,12 @@ class _Staged:
             return _SaveError.of(error, self, of_rank=f" of rank {rank}" if rank else "")
         except CheckpointError as error:
             return error
+        except Exception as error:  # whatever it is, the other ranks wait for word
+            return CheckpointError(
+                f"the checkpoint of step {self.step} could not be written: {error!r:.200}",
+                where=str(self.directory),
+                fix="the cause is no fault of the disk; the log of that process says more",
+            )
 
     def _refuse_nan(self) -> None:
         names = self.flat.names_with_nan(_MODEL_KEY)

@@ -30,7 +30,6 @@ _MEETING_SECONDS = 900.0
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
 _LAST_WORDS_SECONDS = 5.0
-_SIGNALS_FROM = 128
 _FAILURE = "failure"
 _MEETINGS = "smkit/meetings"
 _LOST_CONTACT = re.compile(
@@ -53,6 +52,7 @@ class Ranks:
         self.world_size = world_size
         self.local_rank = local_rank
         self._store: Store | None = None
+        self._has_parted = True
         self._quick: ProcessGroup | None = None
         self._patient: ProcessGroup | None = None
         self._background: ProcessGroup | None = None
@@ -81,29 +81,26 @@ class Ranks:
         if world_size == 1:
             yield ranks
             return
-        is_ours = not distributed.is_initialized()
         try:
-            ranks._meet(timeout_seconds, is_ours=is_ours)
+            ranks._meet(timeout_seconds)
             yield ranks
         except Exception as error:
             if _is_lost_contact(error):
-                raise ranks._other_failure(error) from error
+                raise ranks._other_failure(error, f"rank {rank} on host {host}") from error
             ranks._tell(f"rank {rank} on host {host}: {_first_words(error)}")
             raise
         except SystemExit as end:
-            # A status from 128 on is a signal's, and all ranks leave with it together.
-            if not isinstance(end.code, int) or end.code < _SIGNALS_FROM:
+            if not ranks._has_parted:
                 ranks._tell(f"rank {rank} on host {host}: sys.exit({end.code!r}) before the training was done")
             raise
-        # After a failure the group is left to the end of the process: parting could wait for one who is gone.
-        if is_ours:
-            distributed.destroy_process_group()
+        ranks.part()
 
-    def _meet(self, timeout_seconds: float, *, is_ours: bool) -> None:
+    def _meet(self, timeout_seconds: float) -> None:
         from torch._C._distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        if is_ours:
+        self._has_parted = distributed.is_initialized()
+        if not self._has_parted:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             meeting = timedelta(seconds=_MEETING_SECONDS)
             try:
@@ -126,6 +123,16 @@ class Ranks:
         # Two threads must not use one group: whose turn it is would differ from rank to rank.
         self._background = distributed.new_group(backend="gloo", timeout=patience)
 
+    def part(self) -> None:
+        """Take leave of the others, when all ranks do: at the end, or to leave early as they have agreed.
+
+        After a failure the group is left to the end of the process, for parting could wait for one who is gone. One
+        that the script had made itself is left to it.
+        """
+        if not self._has_parted:
+            self._has_parted = True
+            distributed.destroy_process_group()
+
     @property
     def is_first(self) -> bool:
         """Whether this is the one process that writes what there is one of: metrics, checkpoints, the model."""
@@ -135,9 +142,13 @@ class Ranks:
         """Return what each process passes, in the order of ranks; all call it at the same place."""
         return self._gathered(value, self._quick)
 
+    def gathered_patiently(self, value: T) -> list[T]:
+        """Return what each process passes; wait for it as long as preparing, reading or saving may take."""
+        return self._gathered(value, self._patient)
+
     def wait_for_all(self) -> None:
         """Return when every process has come here, as long as preparing or saving may take."""
-        self._gathered(None, self._patient)
+        self.gathered_patiently(None)
 
     def require_same(self, facts: Mapping[str, object]) -> None:
         """Return when every process has come here, as long as preparing may take, if all pass the same facts.
@@ -148,11 +159,10 @@ class Ranks:
         Raises:
             ConfigurationError: On all ranks alike: it names a rank that differs from rank 0, and in what.
         """
-        own = {name: f"{value!r:.80}" for name, value in facts.items()}
-        first, *others = self._gathered(own, self._patient)
+        first, *others = self.gathered_patiently(facts)
         for rank, other in enumerate(others, 1):
             differences = [
-                f"{name} is {first.get(name)}, there {other.get(name)}"
+                f"{name} is {first.get(name)!r:.80}, there {other.get(name)!r:.80}"
                 for name in sorted({*first, *other})
                 if first.get(name) != other.get(name)
             ]
@@ -202,8 +212,8 @@ class Ranks:
         if store is not None:
             _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
 
-    def _other_failure(self, error: Exception) -> SmkitError:
-        """Return what another process has said before it was gone."""
+    def _other_failure(self, error: Exception, who: str) -> SmkitError:
+        """Return what another process has said before it was gone; if none has, say what is seen here."""
         store = self._store
         said = None if store is None else _within(_LAST_WORDS_SECONDS, lambda: _wait_for_word(store))
         if said is not None:
@@ -212,6 +222,7 @@ class Ranks:
                 where=f"rank {self.rank}",
                 fix="mend that; its own log says more",
             )
+        self._tell(f"{who}: {_first_words(error)}")
         return SmkitError(
             f"another process of this run is gone or stuck, and has not said why ({_first_words(error):.200})",
             where=f"rank {self.rank}",

@@ -131,6 +131,7 @@ def write_files(directory: Path, files: Mapping[str, Iterable[memoryview]]) -> E
     try:
         entries = {name: _write_file(directory / name, pieces) for name, pieces in files.items()}
         sync_directory(directory)
+        sync_directory(directory.parent)
     except OSError:
         # The room that they took is wanted; other processes may still write to the directory.
         with contextlib.suppress(OSError):
@@ -153,7 +154,6 @@ def commit(directory: Path, entries: Entries, *, step: int, ordinal: int, score:
     content |= {"sha256": _sha256(content)}
     _write_file(directory / _NAME, [memoryview(json.dumps(content, indent=2).encode())])
     sync_directory(directory)
-    sync_directory(directory.parent)
 
 
 def is_committed(directory: Path) -> bool:

@@ -23,6 +23,7 @@ Strategy = Literal["ddp", "fsdp"]
 Step = Callable[[Any], Any]
 
 _AT_ONCE: AbstractContextManager[object] = nullcontext()
+_FSDP_ON_CPU_SINCE = (2, 7)
 
 
 class ParallelStep:
@@ -32,9 +33,9 @@ class ParallelStep:
         self.call: Step = step if ddp is None else ddp
         self._ddp = ddp
 
-    def without_sync(self) -> AbstractContextManager[object]:
-        """Return the context for a micro-batch that others of its group follow: its gradients wait for theirs."""
-        return _AT_ONCE if self._ddp is None else self._ddp.no_sync()
+    def turn(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """Return the context for a micro-batch, whose gradients wait for those of the last one of its group."""
+        return _AT_ONCE if is_last or self._ddp is None else self._ddp.no_sync()
 
 
 class _StepModule(nn.Module):
@@ -61,6 +62,12 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if device_type == "cpu" and tuple(map(int, torch.__version__.split(".")[:2])) < _FSDP_ON_CPU_SINCE:
+        raise ConfigurationError(
+            f"PyTorch {torch.__version__} cannot train in parts on the CPU",
+            where="strategy",
+            fix="use --strategy ddp, a GPU, or PyTorch 2.7 or newer",
+        )
     for name, parameter in model.named_parameters():
         if not parameter.dim() or not parameter.is_contiguous():
             raise ConfigurationError(
@@ -115,7 +122,7 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def parallel_step(
     step: Step, model: nn.Module, ranks: Ranks, strategy: Strategy, *, find_unused_parameters: bool
 ) -> ParallelStep:
-    """Return `step` such that its gradients become the mean over all ranks; the model has rank 0's weights then.
+    """Return `step` such that its gradients become the mean over all ranks; under DDP the model takes rank 0's weights.
 
     Raises:
         ConfigurationError: No parameter of the model is trained, or the ranks have different models.
@@ -158,7 +165,7 @@ def mesh_of(model: nn.Module) -> Any:
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Give every rank those buffers of rank 0 that each rank counts by itself: running statistics, no integers."""
+    """Give every rank those buffers of rank 0 that each has counted by itself since a step: statistics, no integers."""
     if ranks.world_size == 1:
         return
     alike: dict[Any, list[Tensor]] = {}

@@ -8,9 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
+from torch.optim import Optimizer
+
 from smkit.metrics import MetricLog
 from smkit.monitor import LossGuard
 from smkit.progress import Progress
+
+OWN_METRICS = frozenset({"train/loss", "train/grad_norm", "train/learning_rate"})
+"""What the loop itself notes."""
 
 
 class Records:
@@ -27,6 +33,7 @@ class Records:
     Attributes:
         latest: The latest value of every metric.
         waited_seconds: For data, since the last record; the loop adds to it.
+        share: Samples of the batch that is trained on, which is what the user's metrics of it weigh.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Records:
         self.log = log
         self.latest: dict[str, float] = {}
         self.waited_seconds = 0.0
+        self.share = 0
         self._guard = guard
         self._total_steps = total_steps
         self._samples_per_step = samples_per_step
@@ -60,24 +68,27 @@ class Records:
         self._began = (step, time.monotonic())
         self.waited_seconds = 0.0
 
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Note a mean over the batch that is trained on."""
+        # A copy: a parameter or a buffer would have changed by the time it is read.
+        self.log.add(name, value.detach().clone() if isinstance(value, Tensor) else value, self.share)
+
     @property
     def due_time(self) -> float:
         """Time, by `time.monotonic()`, from which the progress line wants to be drawn again."""
         return self._progress.due
 
-    def has_new(self, step: int) -> bool:
-        """Whether there are steps that no record tells of."""
-        return step > self._recorded_step
-
-    def write(self, step: int, epoch: int, learning_rate: float) -> None:
-        """Write the record of the steps since the last one.
+    def write(self, step: int, epoch: int, optimizer: Optimizer) -> None:
+        """Write the record of the steps since the last one, if there are any.
 
         Raises:
             SmkitError: A loss among them is no number.
         """
+        if step <= self._recorded_step:
+            return
         losses = self.log.read().get("train/loss", [])
         self._guard.check(losses, last_step=step, are_final=True)
-        values = {"train/learning_rate": learning_rate}
+        values = {"train/learning_rate": float(optimizer.param_groups[0]["lr"])}
         first, then = self._began
         if step > first:
             seconds = max(time.monotonic() - then, 1e-9)

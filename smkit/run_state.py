@@ -266,7 +266,8 @@ class Saves:
 
     def close(self) -> None:
         """Let a save that is in flight come to its end, even if the run has failed; a disk that hangs is left alone."""
-        with contextlib.suppress(CheckpointError):
+        # Whatever comes of it, it must not take the place of the error that has ended the run.
+        with contextlib.suppress(Exception):
             self._store.wait(_SECONDS_TO_CLOSE)
 
     def use_best_model(self, score: float) -> int | None:

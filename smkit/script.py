@@ -22,15 +22,13 @@ from smkit.data.layouts import open_dataset
 from smkit.data.loader import Workers
 from smkit.device import Placement
 from smkit.export import write_weights
-from smkit.records import Records
+from smkit.records import OWN_METRICS, Records
 
 if TYPE_CHECKING:
     # At run time these come with the user's own script; the loop alone does not pay for importing pydantic.
     from smkit.context import TrainingContext
     from smkit.facts import Channel
     from smkit.hyperparameters import Hyperparameters
-
-_OWN_METRICS = frozenset({"train/loss", "train/grad_norm", "train/learning_rate"})
 
 HP = TypeVar("HP", bound="Hyperparameters", default="Hyperparameters")
 
@@ -62,7 +60,6 @@ class Script(ABC, Generic[HP]):
     scheduler: LRScheduler | None
     placement: Placement
     _records: Records
-    _share: int
 
     def __init__(self, context: TrainingContext[HP]) -> None:
         self.context = context
@@ -127,7 +124,6 @@ class Script(ABC, Generic[HP]):
 
         A tensor stays on its device until then. It weighs as many samples as its batch has, on all ranks.
         """
-        if name in _OWN_METRICS or not self.model.training:
+        if name in OWN_METRICS or not self.model.training:
             raise preflight.not_to_be_logged(name, is_validating=not self.model.training)
-        # A copy: a parameter or a buffer would have changed by the time it is read.
-        self._records.log.add(name, value.detach().clone() if isinstance(value, Tensor) else value, self._share)
+        self._records.note(name, value)

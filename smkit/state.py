@@ -81,7 +81,7 @@ class FlatState:
         From a GPU it does not wait: what is computed next comes after the copies, and `wait` says when they are there.
         """
         copies = {}
-        is_on_gpu = False
+        gpu: torch.device | None = None
         # A buffer made in the caller's inference mode could not be written to outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             for name, tensor in self.tensors.items():
@@ -90,13 +90,20 @@ class FlatState:
                     # A GPU copies into page-locked memory by itself, and at twice the speed.
                     buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
                 copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
-                is_on_gpu |= tensor.is_cuda
+                gpu = tensor.device if tensor.is_cuda else gpu
         copy = FlatState(self.tree, copies, self.names_below, self.cuts)
-        if not is_on_gpu:
+        if gpu is None:
             return copy
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # One that sleeps while it waits: torch's default keeps a core busy.
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         copied.record()
-        return replace(copy, wait=copied.synchronize)
+
+        def wait() -> None:
+            # Another thread has another current GPU, and would make a context there.
+            with torch.cuda.device(gpu):
+                copied.synchronize()
+
+        return replace(copy, wait=wait)
 
     def names_with_nan(self, key: str) -> list[str]:
         """Return the names of the tensors below a key of the state that hold NaN."""

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from smkit.context import TrainingContext
 
 logger = logging.getLogger(__name__)
-
-_AT_ONCE: AbstractContextManager[object] = nullcontext()
 
 
 class Trainer(Script[HP]):
@@ -134,31 +132,30 @@ class Trainer(Script[HP]):
             backend_settings(
                 float32_matmul_precision=self.hp.float32_matmul_precision, cudnn_benchmark=self.cudnn_benchmark
             ),
+            ExitStack() as self._at_the_end,
         ):
-            try:
-                self._prepare()
-                while not self._is_finished():
-                    batches = iter(self._loader)
-                    for group in self._loader.groups():
-                        try:
-                            self._train_on(batches, group)
-                        except RuntimeError as error:
-                            self._judge(error)
-                            raise
-                        if (
-                            self.step >= self._event_step
-                            or time.monotonic() >= self._event_time
-                            or self._stop.signal is not None
-                        ):
-                            self._between_steps()
-                            if self._is_finished():
-                                break
-                    else:
-                        if self._loader.steps_per_epoch is None:
-                            self._between_steps()
-                self._finish()
-            finally:
-                self._close()
+            self._prepare()
+            while not self._is_finished():
+                batches = iter(self._loader)
+                for group in self._loader.groups():
+                    try:
+                        self._train_on(batches, group)
+                    except RuntimeError as error:
+                        self._leave_or_explain(error)
+                        raise
+                    # Asked at every step: three comparisons, and no call.
+                    if (
+                        self.step >= self._event_step
+                        or time.monotonic() >= self._event_time
+                        or self._stop.signal is not None
+                    ):
+                        self._between_steps()
+                        if self._is_finished():
+                            break
+                else:
+                    if self._loader.steps_per_epoch is None:
+                        self._between_steps()
+            self._finish()
         return self._records.latest
 
     # --- the loop's parts, in the order in which they happen ----------------------------------------------------------
@@ -168,6 +165,7 @@ class Trainer(Script[HP]):
         self._began, hp, context = time.monotonic(), self.hp, self.context
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
         self._profile = ProfileWindow(hp.profile_steps, context.output_data_dir / "profile", self._ranks.rank)
+        self._at_the_end.callback(self._profile.close)
         self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
         self._autocast = self.placement.autocast()
@@ -175,7 +173,7 @@ class Trainer(Script[HP]):
         self._loader, self._validation_loader = make_loaders(self, self._monitor)
         require_one_run(
             self._ranks,
-            hyperparameters=context.settings_document()["hyperparameters"],
+            hyperparameters=hp.model_dump(),
             train=self._loader,
             validation=self._validation_loader,
         )
@@ -198,9 +196,10 @@ class Trainer(Script[HP]):
         if self._ranks.rank:
             # The weights are those of one seed; what is drawn in a step is each rank's own.
             seed_all(rank_seed(hp.seed, self._ranks.rank, 0))
-        self._agreement, self._is_stopping, self._share = Agreement(self._ranks), False, 1
+        self._agreement, self._is_stopping = Agreement(self._ranks), False
         guard = LossGuard(scales_gradients=self.placement.scaler is not None)
         self._records = make_records(self, self._ranks, guard)
+        self._at_the_end.callback(self._records.close)
         self._resume(guard)
         self._records.begin(self.step)
         self._polled_step = self.step
@@ -224,6 +223,7 @@ class Trainer(Script[HP]):
         )
         store = CheckpointStore(self.context.checkpoint_dir, ranks=self._ranks, mesh=mesh_of(self.model))
         self._saves = Saves(run, store, self.hp.checkpoint_every_seconds)
+        self._at_the_end.callback(self._saves.close)
         self._saves.check()
         resumed = self._saves.resume()
         self.step, changed = resumed or (0, [])
@@ -249,17 +249,17 @@ class Trainer(Script[HP]):
 
     def _train_on(self, batches: Iterator[Any], group: Group) -> None:
         """Do one optimizer step on the next micro-batches, those of `group`."""
-        placement, parallel, world_size = self.placement, self._parallel, self._ranks.world_size
+        placement, records, world_size = self.placement, self._records, self._ranks.world_size
         last = len(group.shares) - 1
         mean_loss: Tensor | None = None
         for number, share in enumerate(group.shares):
             began = time.perf_counter()
             batch = placement.move(next(batches))
-            self._records.waited_seconds += time.perf_counter() - began
-            self._share = share
-            with _AT_ONCE if number == last else parallel.without_sync():
+            records.waited_seconds += time.perf_counter() - began
+            records.share = share
+            with self._parallel.turn(is_last=number == last):
                 with self._autocast:
-                    loss: Any = parallel.call(batch)
+                    loss: Any = self._parallel.call(batch)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise preflight.no_loss(loss, f"{type(self).__name__}.training_step, step {self.step + 1}")
                 weight = share * world_size / group.samples
@@ -278,13 +278,13 @@ class Trainer(Script[HP]):
         self.step += 1
         # Each rank's word weighs the same, and all of them together weigh as much as the one of a run that is alone.
         if mean_loss is not None:
-            self._records.log.add("train/loss", mean_loss, 1 / world_size)
+            records.log.add("train/loss", mean_loss, 1 / world_size)
         if norm is not None:
-            self._records.log.add("train/grad_norm", whole(norm), 1 / world_size)
+            records.log.add("train/grad_norm", whole(norm), 1 / world_size)
 
-    def _judge(self, error: RuntimeError) -> None:
-        """Raise, or do, what an error in a step means besides what it says."""
-        # A request to stop that reaches the worker processes too takes their data away.
+    def _leave_or_explain(self, error: RuntimeError) -> None:
+        """Leave if the error comes of a stop; raise what it means, if torch's words do not say it."""
+        # A request to stop that reaches the processes of a user's own DataLoader takes their data away.
         if self._stop and self._ranks.world_size == 1:
             self._leave()
         meaning = explained(error)
@@ -308,8 +308,8 @@ class Trainer(Script[HP]):
     def _between_steps(self) -> None:
         """Do what is due by now: metrics, validation, a stop, a checkpoint, the progress line."""
         hp, records = self.hp, self._records
-        if records.has_new(self.step) and (self.step % hp.log_every_steps == 0 or self._is_finished()):
-            records.write(self.step, self.epoch, float(self.optimizer.param_groups[0]["lr"]))
+        if self.step % hp.log_every_steps == 0 or self._is_finished():
+            records.write(self.step, self.epoch, self.optimizer)
         saves = self._poll(self.step - self._polled_step)
         self._polled_step = self.step
         if self._validation_loader is not None and self._is_validation_due() and not self._is_stopping:
@@ -323,6 +323,11 @@ class Trainer(Script[HP]):
         if trace is not None:
             self._say(f"note: a trace of what was profiled is in {trace}")
         records.draw_if_due(self.step)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Note the step and the time by which something is due again."""
+        hp = self.hp
         # Of a stream without a length the end of an epoch is known when it is there.
         epoch_end = self.step + (self._loader.steps_per_epoch or math.inf) - self._loader.step
         validation = epoch_end if hp.validate_every_steps is None else next_multiple(self.step, hp.validate_every_steps)
@@ -330,7 +335,7 @@ class Trainer(Script[HP]):
         self._event_step = min(
             next_multiple(self.step, hp.log_every_steps), validation, self.total_steps, poll, self._profile.due_step
         )
-        self._event_time = min(self._saves.due_time, records.due_time)
+        self._event_time = min(self._saves.due_time, self._records.due_time)
 
     def _poll(self, ticks: int) -> bool:
         """Ask, after so many steps or batches, whether all ranks are to stop or, the answer, to save."""
@@ -383,6 +388,7 @@ class Trainer(Script[HP]):
         except CheckpointError as error:
             outcome = f"step {self.step:,} could not be saved: {error}"
         self._say(f"stopped by {'Ctrl-C' if interrupted else 'SIGTERM'}: {outcome}")
+        self._ranks.part()
         if interrupted:
             raise KeyboardInterrupt
         raise SystemExit(self._stop.exit_status)
@@ -393,8 +399,7 @@ class Trainer(Script[HP]):
 
     def _finish(self) -> None:
         """Save the last state, put the best weights back, write the model and its settings."""
-        if self._records.has_new(self.step):
-            self._records.write(self.step, self.epoch, float(self.optimizer.param_groups[0]["lr"]))
+        self._records.write(self.step, self.epoch, self.optimizer)
         self._agreement.close()
         try:
             self._saves.finish(self.step)
@@ -428,11 +433,3 @@ class Trainer(Script[HP]):
         if step is None:
             logger.warning("the best checkpoint is damaged or gone; the model is that of step %d", self.step)
         return f"the model of step {self.step:,}" if step is None else f"the best model, of step {step:,},"
-
-    def _close(self) -> None:
-        if hasattr(self, "_profile"):
-            self._profile.close()
-        if hasattr(self, "_saves"):
-            self._saves.close()
-        if hasattr(self, "_records"):
-            self._records.close()

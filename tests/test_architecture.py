@@ -149,8 +149,8 @@ ALLOWED = {
         *("preflight", "records"),
     },
     "assembly": {
-        *("compilation", "contract", "data.batches", "distributed", "metrics", "monitor", "parallel", "preflight"),
-        *("recomputation", "records", "report", "script", "throughput"),
+        *("backends", "compilation", "contract", "data.batches", "distributed", "metrics", "monitor", "parallel"),
+        *("preflight", "recomputation", "records", "report", "script", "throughput"),
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "context", "contract"),

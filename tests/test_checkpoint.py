@@ -645,7 +645,7 @@ def test_each_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
     filled(tmp_path / "store", 1)
     assert [name for name, _ in seen] == [
         *(tmp_path.name.split("-")[0], "state.json.part", "tensors.safetensors.part", "step"),
-        *("manifest.json.part", "step", "store"),
+        *("store", "manifest.json.part", "step"),
     ]
     assert seen[4][1] == ["state.json", "tensors.safetensors"]
 

@@ -36,8 +36,8 @@ class Loader(DataLoader[Any], ABC):
 
     A plain `for batch in loader` works as well; each pass that it makes to the end counts as an epoch. Where several
     ranks average their gradients, as DDP does, the weight is `share * world_size / group.samples`. A rank whose share
-    of the epoch's last samples is empty is given one of them all the same, so that it computes as often as the others;
-    its weight is 0.
+    of the epoch's last samples is empty is given those of the others, so that it computes as often as they do; its
+    weight is 0.
     """
 
     @property

@@ -39,8 +39,8 @@ class EpochPlan:
 
     Every cut is contiguous in the order of samples and as even as can be. The last step of an epoch takes what is
     left, in as few micro-batches as hold it: 9 samples where a micro-batch holds 8 become 5 and 4, not 8 and 1. There,
-    the shares of ranks can differ by one, and be empty where fewer samples than ranks are left: one sample that is
-    another rank's stands in for an empty share.
+    the shares of ranks can differ by one, and be empty where fewer samples than ranks are left: the whole micro-batch
+    stands in for an empty share.
 
     Where each host holds a part of the data (`shards`), a step takes of each host its share, so that all hosts end an
     epoch with the same step, each of their samples seen once.
@@ -107,7 +107,7 @@ class EpochPlan:
             for size in sizes if step < whole_steps else self._cut_sizes(rest):
                 # As `cut` has it, without a call for each batch.
                 first, last = start + size * rank // world_size, start + size * (rank + 1) // world_size
-                yield slice(first, last) if last > first else slice(start, start + 1)
+                yield slice(first, last) if last > first else slice(start, start + size)
                 start += size
 
     def samples_before(self, step: int) -> int:

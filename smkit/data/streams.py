@@ -244,8 +244,8 @@ class StreamLoader(Loader):
             part = cut(size, self._world_size, self._rank)
             first, last = start + part.start, start + part.stop
             if first == last:
-                # What another rank is given stands in for nothing.
-                first, last = start, start + 1
+                # What the other ranks are given stands in for nothing.
+                first, last = start, start + size
             start += size
             yield self._batch(samples[first:last], self._pulled_samples + first)
 
