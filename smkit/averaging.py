@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from smkit.errors import CheckpointError, ConfigurationError
+from smkit.sharding import is_distributed, like
 
 
 class WeightAverage:
@@ -57,7 +58,7 @@ class WeightAverage:
                 if parameter.is_floating_point() or parameter.is_complex()
             }
             self._averages = {name: _copy(parameter) for name, parameter in self._parameters.items()}
-            self._is_sharded = any(map(_is_shard, self._averages.values()))
+            self._is_sharded = any(map(is_distributed, self._averages.values()))
             self._groups = self._grouped()
 
     def _grouped(self) -> list[tuple[list[Tensor], list[Tensor], bool]]:
@@ -131,7 +132,7 @@ class WeightAverage:
             )
         with torch.no_grad():
             for name, average in self._averages.items():
-                average.copy_(_like(average, weights[name]))
+                average.copy_(like(weights[name], average))
         self._updates = state["updates"]
 
 
@@ -140,24 +141,9 @@ def _copy(parameter: Tensor) -> Tensor:
     return parameter.detach().to(torch.float32 if is_half else parameter.dtype, copy=True)
 
 
-def _is_shard(tensor: Tensor) -> bool:
-    # Importing DTensor would cost every run a second; only a run that has some has imported it.
-    return hasattr(tensor, "to_local")
-
-
 def _local(tensor: Tensor) -> Tensor:
-    """Return the memory of this process: of a tensor that is sharded, its shard."""
-    return tensor.to_local() if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def _like(average: Tensor, value: Tensor) -> Tensor:
-    """Return a saved average sharded as this one is."""
-    if not _is_shard(average) or _is_shard(value):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(average, DTensor)  # noqa: S101 - for mypy
-    return distribute_tensor(value.to(average.device), average.device_mesh, average.placements)
+    """Return the memory of this process: of a tensor that is in parts, its part."""
+    return tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _forget_gathered(model: nn.Module) -> None:

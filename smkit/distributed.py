@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -30,6 +30,7 @@ _MEETING_SECONDS = 900.0
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
 _LAST_WORDS_SECONDS = 5.0
+_HEARING_SECONDS = 0.2
 _FAILURE = "failure"
 _MEETINGS = "smkit/meetings"
 _LOST_CONTACT = re.compile(
@@ -82,7 +83,7 @@ class Ranks:
             yield ranks
             return
         try:
-            ranks._meet(timeout_seconds)
+            _audibly(lambda: ranks._meet(timeout_seconds))
             yield ranks
         except Exception as error:
             if _is_lost_contact(error):
@@ -144,7 +145,7 @@ class Ranks:
 
     def gathered_patiently(self, value: T) -> list[T]:
         """Return what each process passes; wait for it as long as preparing, reading or saving may take."""
-        return self._gathered(value, self._patient)
+        return _audibly(lambda: self._gathered(value, self._patient))
 
     def wait_for_all(self) -> None:
         """Return when every process has come here, as long as preparing or saving may take."""
@@ -189,7 +190,7 @@ class Ranks:
         if self._patient is None:
             return value
         values = [value]
-        distributed.broadcast_object_list(values, src=0, group=self._patient)
+        _audibly(lambda: distributed.broadcast_object_list(values, src=0, group=self._patient))
         return values[0]
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
@@ -222,7 +223,7 @@ class Ranks:
                 where=f"rank {self.rank}",
                 fix="mend that; its own log says more",
             )
-        self._tell(f"{who}: {_first_words(error)}")
+        self._tell(f"{who} has lost contact to another one: {_first_words(error)}")
         return SmkitError(
             f"another process of this run is gone or stuck, and has not said why ({_first_words(error):.200})",
             where=f"rank {self.rank}",
@@ -239,6 +240,26 @@ def _wait_for_word(store: Store) -> str | None:
             return bytes(store.get(_FAILURE)).decode(errors="replace")
         time.sleep(0.1)
     return None
+
+
+def _audibly(call: Callable[[], T]) -> T:
+    """Return what `call` returns, made in another thread: one that waits within torch would hear no signal."""
+    outcomes: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcomes.append((call(), None))
+        except BaseException as error:  # it is raised where it is waited for
+            outcomes.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_HEARING_SECONDS)
+    value, error = outcomes[0]
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from smkit.distributed import Ranks
 from smkit.errors import ConfigurationError, SmkitError
-from smkit.sharding import is_distributed
+from smkit.sharding import mesh_of, whole
 
 Strategy = Literal["ddp", "fsdp"]
 Step = Callable[[Any], Any]
@@ -152,16 +152,6 @@ def explained(error: RuntimeError) -> SmkitError | None:
         fix="let every parameter that requires a gradient take part in the loss, "
         "or set `find_unused_parameters = True` in the trainer's class",
     )
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that is in parts as a whole one, on all ranks; any other as it is."""
-    return tensor.full_tensor() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def mesh_of(model: nn.Module) -> Any:
-    """Return the mesh that a model's parts lie on, None if it is whole."""
-    return next((one.device_mesh for one in model.parameters() if is_distributed(one)), None)  # type: ignore[attr-defined]
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Cut(NamedTuple):
@@ -50,6 +50,16 @@ class Cut(NamedTuple):
 def is_distributed(tensor: Tensor) -> bool:
     """Whether a tensor is torch's DTensor; the class is not imported for that."""
     return type(tensor).__name__ == "DTensor" and hasattr(tensor, "placements")
+
+
+def mesh_of(model: nn.Module) -> Any:
+    """Return the mesh that the parts of a model lie on, None if it is whole."""
+    return next((one.device_mesh for one in model.parameters() if is_distributed(one)), None)  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that is in parts as a whole one, on all ranks; any other as it is."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_part(tensor: Any) -> tuple[Tensor, Cut | None]:

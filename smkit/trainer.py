@@ -29,13 +29,14 @@ from smkit.data.batches import Group, Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError
 from smkit.monitor import LossGuard, Monitor
-from smkit.parallel import explained, mesh_of, parallel_step, share_buffers, whole, whole_model
+from smkit.parallel import explained, parallel_step, share_buffers, whole_model
 from smkit.profiling import ProfileWindow
 from smkit.progress import duration
 from smkit.randomness import rank_seed, seed_all
 from smkit.run_state import RunState, Saves
 from smkit.sameness import require_one_run
 from smkit.script import HP, Script
+from smkit.sharding import mesh_of, whole
 from smkit.start_table import start_table
 from smkit.stopping import StopRequest
 from smkit.validation import validate

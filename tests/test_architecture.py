@@ -128,7 +128,7 @@ ALLOWED = {
     "randomness": set(),
     "stopping": {"contract"},
     "cadence": set(),
-    "averaging": {"errors"},
+    "averaging": {"errors", "sharding"},
     "sameness": {"data.batches", "distributed"},
     "throughput": set(),
     "profiling": {"errors"},
@@ -155,8 +155,8 @@ ALLOWED = {
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "context", "contract"),
         *("data.batches", "device", "errors", "monitor", "parallel", "preflight", "profiling"),
-        *("progress", "randomness", "report", "run_state", "sameness", "script", "start_table", "stopping"),
-        "validation",
+        *("progress", "randomness", "report", "run_state", "sameness", "script", "sharding", "start_table"),
+        *("stopping", "validation"),
     },
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},
