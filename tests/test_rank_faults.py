@@ -53,6 +53,8 @@ class Trainer(smkit.Trainer[Settings]):
 
     def build_model(self):
         fault = self.hp.fault
+        if SECOND and fault == "patience":
+            time.sleep(600)
         if SECOND and fault == "weights":
             torch.manual_seed(7)
         return Net(5 if SECOND and fault == "model" else 4, is_tied=fault == "weights", has_unused=fault == "gradient")
@@ -122,6 +124,10 @@ def run(folder: Path, name: str, world_size: int, *arguments: str, signals: Any 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What became of the ranks of each run; in most of them the second one has a fault."""
+    impatient: list[dict[str, Any]] = [
+        {"rank": 0, "signal": signal.SIGINT, "after_seconds": seconds} for seconds in (1.0, 1.5)
+    ]
+    impatient.append({"rank": 1, "watched": 0, "signal": signal.SIGKILL, "when": "interrupted"})
     told = {"rank": 1, "watched": 0, "signal": signal.SIGTERM, "when": "step=21 epoch"}
     paced = ("--pause", "0.05", "--log-every-steps", "1", "--validate-every-steps", "20", "--epochs", "100")
     runs = {
@@ -129,6 +135,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         "one": run(folder, "one", 1, "--fault", "weights", "--epochs", "2"),
         "parts": run(folder, "parts", 2, "--fault", "weights", "--epochs", "2", "--strategy", "fsdp"),
         "pace": run(folder, "pace", 2, "--fault", "pace", *paced, signals=[told]),
+        "patience": run(folder, "patience", 2, "--fault", "patience", signals=impatient),
     }
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), json.dumps(list(runs.values()))]
     process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -165,3 +172,7 @@ def test_all_hear_of_a_stop_within_a_few_steps_also_after_a_validation_of_many_q
     assert results["pace"]["statuses"] == [143, 143], results["pace"]["texts"]
     (saved,) = (folder / "pace/checkpoints").iterdir()
     assert 21 <= int(saved.name.split("-")[1]) < 35
+
+
+def test_a_second_ctrl_c_is_heard_while_a_rank_waits_for_another(results: dict[str, dict[str, Any]]) -> None:
+    assert results["patience"]["statuses"] == [130, -signal.SIGKILL], results["patience"]["texts"]
