@@ -119,6 +119,22 @@ class CheckpointStore:
         self._writer.start()
         return time.perf_counter() - began
 
+    def reserve(self, state: Mapping[str, Any]) -> None:
+        """Begin, in the background, to make room in memory for copies of a state like this one.
+
+        The first save then holds the caller up no longer than the others. All ranks need not call it.
+        """
+        if self._writer is None:
+            flat = flatten(state)
+            flat = flat if self._ranks.is_first else flat.only_parts()
+            self._writer = threading.Thread(target=self._reserve, args=(flat,), name="smkit-reserve", daemon=True)
+            self._writer.start()
+
+    def _reserve(self, flat: FlatState) -> None:
+        # Where there is no room for copies, the first save says so.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self._buffers = flat.buffers()
+
     @property
     def is_saving(self) -> bool:
         """Whether a save is in flight."""

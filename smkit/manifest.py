@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from smkit.errors import CheckpointError
 _FORMAT = 2
 _NAME = "manifest.json"
 _BLOCK_BYTES = 4 * 2**20
+_READ_BYTES = 2**20
+"""What was read is hashed while it is still in the processor's cache."""
 _MAX_MANIFEST_BYTES = 2**20
 
 
@@ -68,7 +71,7 @@ class Manifest:
         _refuse_links(directory)
         path = directory / _NAME
         try:
-            content = json.loads(_read_file(path, max_bytes=_MAX_MANIFEST_BYTES))
+            content = json.loads(bytes(_read_file(path, max_bytes=_MAX_MANIFEST_BYTES)))
             sha256 = content.pop("sha256")
             if sha256 != _sha256(content):
                 raise DamageError.of(path, "its own hash does not match")
@@ -93,7 +96,7 @@ class Manifest:
         except (OSError, KeyError):
             return False
 
-    def read_file(self, name: str) -> bytearray:
+    def read_file(self, name: str) -> memoryview:
         """Return the verified content of a file.
 
         Raises:
@@ -103,12 +106,10 @@ class Manifest:
         if name not in self.files:
             raise DamageError.of(path, "is not in the manifest")
         size, xxh3_128 = self.files[name]
-        data = _read_file(path, max_bytes=size)
+        digest = xxhash.xxh3_128()
+        data = _read_file(path, max_bytes=size, each_block=digest.update)
         if len(data) != size:
             raise DamageError.of(path, f"has {len(data):,} bytes and not {size:,}")
-        digest = xxhash.xxh3_128()
-        for block in _blocks([memoryview(data)]):
-            digest.update(block)
         if digest.hexdigest() != xxh3_128:
             raise DamageError.of(path, "holds other bytes than were saved (its hash differs)")
         return data
@@ -200,17 +201,23 @@ def _write_file(path: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
-def _read_file(path: Path, *, max_bytes: int) -> bytearray:
+def _read_file(
+    path: Path, *, max_bytes: int, each_block: Callable[[memoryview], object] = lambda _: None
+) -> memoryview:
     """Return the content of a file; a link is not followed, a pipe is empty and not waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
             size = os.fstat(descriptor).st_size
             if size > max_bytes:
                 raise DamageError.of(path, f"has {size:,} bytes, more than {max_bytes:,}")
-            data = bytearray(size)
-            del data[file.readinto(data) :]
-            return data
+            # Memory that nobody has filled with zeros before; an empty piece of it cannot be had.
+            data = memoryview(mmap.mmap(-1, max(size, 1)))[:size]
+            end = 0
+            while end < size and (count := file.readinto(data[end : end + _READ_BYTES])):
+                each_block(data[end : end + count])
+                end += count
+            return data[:end]
     except FileNotFoundError as error:
         raise DamageError.of(path, "is missing") from error
     except OSError as error:

@@ -100,16 +100,22 @@ class RunState:
         """
         self._loss_guard.check(self._log.read().get("train/loss", []), last_step=step, are_final=False)
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            **self.heavy_parts(),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
-            "average": None if self._average is None else self._average.state_dict(),
             "random": self._ranks.gathered(random_state()),
             "data": self._loader.state_dict(),
             "metrics": self._log.state_dict(),
             "hyperparameters": self._hyperparameters,
             "built": self._built,
             **{name: dict(part.state_dict()) for name, part in self._parts.items()},
+        }
+
+    def heavy_parts(self) -> dict[str, Any]:
+        """Return those parts of the state that a copy takes time and memory for."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
         }
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
@@ -216,6 +222,7 @@ class Saves:
         self._size_bytes = 3 * sum(parameter.nbytes for parameter in run.model.parameters())
         self._durable: tuple[int, int] | None = None
         self._begun = (0, 0)
+        self._is_reserved = False
         self._note(0, stall_seconds=0.0)
 
     def _note(self, step: int, stall_seconds: float) -> None:
@@ -236,6 +243,10 @@ class Saves:
 
     def are_due(self, step: int) -> bool:
         """Whether it is time for a save, there is something new, and none is in flight."""
+        if step > self._begun[0] and not self._is_reserved:
+            # Only after a first step does an optimizer have all of its state.
+            self._is_reserved = True
+            self._store.reserve(self._run.heavy_parts())
         return time.monotonic() >= self.due_time and step > self._begun[0] and not self._store.is_saving
 
     def save(self, step: int, score: float | None = None) -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from smkit.annotations import is_mapping, members, nested_model
 from smkit.arguments import Option, OptionIndex
 from smkit.contract import is_platform_hyperparameter
@@ -190,8 +188,8 @@ def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
     readers: dict[str, Callable[[str], Any]] = {
         ".json": json.loads,
         ".toml": _load_toml,
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
+        ".yaml": _load_yaml,
+        ".yml": _load_yaml,
     }
     reader = readers.get(file.suffix.lower())
     if reader is None:
@@ -201,7 +199,7 @@ def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
         content = reader(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"{label}: does not exist")
-    except (OSError, ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML lets a KeyError or an AttributeError through for a tag that does not fit its value.
         problems.append(f"{label}: cannot be read: {' '.join(str(error).split())}")
     else:
@@ -210,6 +208,16 @@ def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
         if content is not None:
             problems.append(f"{label}: should hold names and values, and holds a {type(content).__name__}")
     return {}
+
+
+def _load_yaml(text: str) -> Any:
+    # Importing it takes a hundredth of a run's start, and few runs need it.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _load_toml(text: str) -> Any:

@@ -87,8 +87,7 @@ class FlatState:
             for name, tensor in self.tensors.items():
                 buffer = buffers.get(name)
                 if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                    # A GPU copies into page-locked memory by itself, and at twice the speed.
-                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+                    buffer = _buffer_like(tensor)
                 copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
                 gpu = tensor.device if tensor.is_cuda else gpu
         copy = FlatState(self.tree, copies, self.names_below, self.cuts)
@@ -104,6 +103,14 @@ class FlatState:
                 copied.synchronize()
 
         return replace(copy, wait=wait)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return memory for copies of the tensors, each page of it touched: that takes longer than to copy."""
+        with torch.inference_mode(mode=False):
+            buffers = {name: _buffer_like(tensor) for name, tensor in self.tensors.items()}
+        for buffer in buffers.values():
+            buffer.reshape(-1).view(torch.uint8).zero_()
+        return buffers
 
     def names_with_nan(self, key: str) -> list[str]:
         """Return the names of the tensors below a key of the state that hold NaN."""
@@ -135,6 +142,11 @@ class FlatState:
             yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def _buffer_like(tensor: Tensor) -> Tensor:
+    # A GPU copies into page-locked memory by itself, and at twice the speed.
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+
+
 def flatten(state: Mapping[str, Any]) -> FlatState:
     """Take a nested state apart, without copying a tensor: they are still the caller's own memory.
 
@@ -146,12 +158,12 @@ def flatten(state: Mapping[str, Any]) -> FlatState:
     return FlatState(tree, flattener.tensors, flattener.names_below, flattener.cuts)
 
 
-def parse_tree(file: bytes | bytearray) -> tuple[Tree, dict[str, Cut]]:
+def parse_tree(file: memoryview) -> tuple[Tree, dict[str, Cut]]:
     """Return the structure that a file holds, and how the tensors are cut that ranks held in parts.
 
     Files that `flatten` did not make can raise any exception here and below, and run no code.
     """
-    tree = json.loads(file)
+    tree = json.loads(bytes(file))
     return tree, dict(_cuts_in(tree))
 
 
@@ -199,13 +211,13 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-def parse_tensors(data: bytearray) -> dict[str, Tensor]:
+def parse_tensors(data: memoryview) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name: views of `data`, which lives as long as they do."""
     start = 8 + int.from_bytes(data[:8], "little")
-    return {name: _view(data, start, **entry) for name, entry in json.loads(data[8:start]).items()}
+    return {name: _view(data, start, **entry) for name, entry in json.loads(bytes(data[8:start])).items()}
 
 
-def _view(data: bytearray, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+def _view(data: memoryview, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     begin, end = data_offsets
     if begin == end:
         return torch.empty(shape, dtype=_DTYPES[dtype], device="cpu")

@@ -775,6 +775,20 @@ def test_the_copies_are_reused_and_given_back_when_the_state_changes(
     assert same(checkpoint.state, {"model": torch.zeros(2, dtype=torch.int32)})
 
 
+def test_room_that_was_made_beforehand_is_what_the_first_save_copies_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.reserve({"model": {"weight": torch.ones(3)}, "new": torch.ones(2)})
+    assert store.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", None)
+        store.save(1, {"model": {"weight": torch.arange(3.0)}})
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    assert same(checkpoint.state, {"model": {"weight": torch.arange(3.0)}})
+
+
 def test_the_modes_of_torch_around_a_save_do_not_matter(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     with torch.inference_mode():
