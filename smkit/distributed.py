@@ -29,7 +29,7 @@ _MEETING_SECONDS = 900.0
 """Hosts of a job begin minutes apart, and until the first step each prepares its data at its own pace."""
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
-_LAST_WORDS_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 3.0
 _HEARING_SECONDS = 0.2
 _FAILURE = "failure"
 _MEETINGS = "smkit/meetings"
@@ -97,7 +97,7 @@ class Ranks:
         ranks.part()
 
     def _meet(self, timeout_seconds: float) -> None:
-        from torch._C._distributed_c10d import PrefixStore
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
         from torch.distributed.rendezvous import rendezvous
 
         self._has_parted = distributed.is_initialized()
@@ -145,7 +145,7 @@ class Ranks:
 
     def gathered_patiently(self, value: T) -> list[T]:
         """Return what each process passes; wait for it as long as preparing, reading or saving may take."""
-        return _audibly(lambda: self._gathered(value, self._patient))
+        return [value] if self._patient is None else _audibly(lambda: self._gathered(value, self._patient))
 
     def wait_for_all(self) -> None:
         """Return when every process has come here, as long as preparing or saving may take."""

@@ -178,6 +178,7 @@ def test_the_numbers_are_the_same_on_one_two_and_four_processes(runs: Runs) -> N
     assert texts[1:] == ["", "", ""], "one of them speaks for all"
 
 
+@pytest.mark.endurance
 def test_a_run_goes_on_in_another_number_of_processes_and_another_strategy(runs: Runs) -> None:
     """Asked to stop, by a signal to one of them, and resumed as others: in parts, or each holding all of it."""
     # Not every step is recorded, so that some losses wait in a checkpoint.
@@ -274,6 +275,7 @@ with context.join() as ranks:
 """
 
 
+@pytest.mark.endurance
 def test_a_loop_of_ones_own_runs_in_several_processes_too(runs: Runs) -> None:
     script = runs.folder / "own.py"
     script.write_text(OWN_LOOP)
@@ -297,6 +299,7 @@ NORMALISED = SCRIPT.replace(
 )
 
 
+@pytest.mark.endurance
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_rank_validates_with_the_statistics_that_are_exported(strategy: str, runs: Runs) -> None:
     runs.script.write_text(NORMALISED)
@@ -316,6 +319,7 @@ def test_every_rank_validates_with_the_statistics_that_are_exported(strategy: st
     assert float(loss) == pytest.approx(best, rel=1e-9)
 
 
+@pytest.mark.endurance
 def test_one_process_fits_twice_and_the_first_cause_reaches_the_others_without_an_agent(runs: Runs) -> None:
     runs.script.write_text(
         SCRIPT.replace(
@@ -338,6 +342,7 @@ def test_one_process_fits_twice_and_the_first_cause_reaches_the_others_without_a
     assert "Traceback" not in result["texts"][1]
 
 
+@pytest.mark.endurance
 def test_a_stop_that_reaches_the_processes_that_read_too_is_agreed_on_and_saved(runs: Runs) -> None:
     runs.script.write_text(
         SCRIPT.replace(

@@ -13,7 +13,7 @@ import torch
 from patience import SECONDS
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
 SCRIPT = """
 import os, sys, time

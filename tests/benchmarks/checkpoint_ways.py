@@ -120,6 +120,12 @@ class Smkit(Way):
 class SmkitAsynchronous(Smkit):
     title = "**smkit** `CheckpointStore.start`"
 
+    def __init__(self, model: Stack, optimizer: torch.optim.Adam, folder: Path) -> None:
+        super().__init__(model, optimizer, folder)
+        # As the trainer does after its first step; a run then trains for a minute before its first save.
+        self.store.reserve(self.state())
+        self.store.wait()
+
     def begin(self, number: int) -> None:
         self.store.start(number, self.state())
 
