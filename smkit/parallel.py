@@ -53,8 +53,8 @@ class _StepModule(nn.Module):
 def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
     """Leave each rank a part of every parameter, which is put together when a block of the model needs it (FSDP2).
 
-    The parts are those of rank 0's parameters. Each member of an `nn.ModuleList` is such a block, as layers of a
-    transformer are; what is left is one more.
+    The parts are those of rank 0's parameters. Each member of an outermost `nn.ModuleList` or `nn.Sequential` is such a
+    block, as layers of a transformer are; what is left is one more.
 
     Raises:
         ConfigurationError: FSDP cannot cut one of the parameters, or the ranks have different models.
@@ -112,10 +112,10 @@ def _copy_from_first(tensor: Tensor) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from (member for member in child if any(True for _ in member.parameters()))
-        else:
+    if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        yield from (member for member in module if any(True for _ in member.parameters()))
+    else:
+        for child in module.children():
             yield from _blocks(child)
 
 
@@ -143,15 +143,21 @@ def parallel_step(
 
 
 def explained(error: RuntimeError) -> SmkitError | None:
-    """Return DDP's complaint about parameters without a gradient in a person's words; None for any other error."""
-    if "Expected to have finished reduction in the prior iteration" not in str(error):
-        return None
-    return SmkitError(
-        "some of the model's parameters have had no gradient in a step, and the ranks wait for it",
-        where="training_step",
-        fix="let every parameter that requires a gradient take part in the loss, "
-        "or set `find_unused_parameters = True` in the trainer's class",
-    )
+    """Return what torch says of a step that ranks cannot do together in a person's words; None for any other error."""
+    if "Expected to have finished reduction in the prior iteration" in str(error):
+        return SmkitError(
+            "some of the model's parameters have had no gradient in a step, and the ranks wait for it",
+            where="training_step",
+            fix="let every parameter that requires a gradient take part in the loss, "
+            "or set `find_unused_parameters = True` in the trainer's class",
+        )
+    if "mixed torch.Tensor and DTensor" in str(error):
+        return SmkitError(
+            "a parameter of which each rank holds a part was used without calling the module that it belongs to",
+            where="training_step",
+            fix="call the module, whose forward puts the parameter together, or use --strategy ddp",
+        )
+    return None
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
