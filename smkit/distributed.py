@@ -147,10 +147,6 @@ class Ranks:
         """Return what each process passes; wait for it as long as preparing, reading or saving may take."""
         return [value] if self._patient is None else _audibly(lambda: self._gathered(value, self._patient))
 
-    def wait_for_all(self) -> None:
-        """Return when every process has come here, as long as preparing or saving may take."""
-        self.gathered_patiently(None)
-
     def require_same(self, facts: Mapping[str, object]) -> None:
         """Return when every process has come here, as long as preparing may take, if all pass the same facts.
 

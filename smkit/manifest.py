@@ -212,7 +212,8 @@ def _read_file(
             if size > max_bytes:
                 raise DamageError.of(path, f"has {size:,} bytes, more than {max_bytes:,}")
             # Memory that nobody has filled with zeros before; an empty piece of it cannot be had.
-            data = memoryview(mmap.mmap(-1, max(size, 1)))[:size]
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            data = memoryview(mmap.mmap(-1, max(size, 1), flags=flags))[:size]
             end = 0
             while end < size and (count := file.readinto(data[end : end + _READ_BYTES])):
                 each_block(data[end : end + count])

@@ -46,6 +46,7 @@ _DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _HEADER_ALIGNMENT = 8
 _MAX_DEPTH = 100
+_SMALL_BYTES = 4096
 
 Tree = None | bool | int | float | str | list[Any] | dict[str, Any]
 """A JSON value. An object has one key, the kind of what its value stands for: dict, tuple, int, float, tensor..."""
@@ -212,7 +213,7 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def parse_tensors(data: memoryview) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name: views of `data`, which lives as long as they do."""
+    """Return the tensors of a safetensors file by name: views of `data`, which lives as long as they do, or copies."""
     start = 8 + int.from_bytes(data[:8], "little")
     return {name: _view(data, start, **entry) for name, entry in json.loads(bytes(data[8:start])).items()}
 
@@ -222,7 +223,9 @@ def _view(data: memoryview, start: int, *, dtype: str, shape: list[int], data_of
     if begin == end:
         return torch.empty(shape, dtype=_DTYPES[dtype], device="cpu")
     count = (end - begin) // _DTYPES[dtype].itemsize
-    return torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start + begin).reshape(shape)
+    view = torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start + begin).reshape(shape)
+    # Adam's count of steps stays where it was loaded, and would keep the whole file in memory.
+    return view.clone() if view.nbytes <= _SMALL_BYTES else view
 
 
 @dataclass

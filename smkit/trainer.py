@@ -414,10 +414,10 @@ class Trainer(Script[HP]):
                 self._hand_over(self.context.model_dir)
         self._records.clear()
         took = duration(time.monotonic() - self._began)
-        skipped = sum(self._ranks.gathered(len(self._loader.skipped)))
+        # The others wait here for rank 0, which writes the model.
+        skipped = sum(self._ranks.gathered_patiently(len(self._loader.skipped)))
         replaced = f", {skipped} unreadable samples replaced" if skipped else ""
         self._say(f"finished: {self.step:,} steps in {took}{replaced}; {which} is in {self.context.model_dir}")
-        self._ranks.wait_for_all()
 
     def _hand_over(self, directory: Path) -> None:
         preflight.require_numbers(self.model)

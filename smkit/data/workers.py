@@ -236,8 +236,12 @@ def _depend_on_the_parent(_: int) -> None:
     torch's own watch on the worker's parent sees nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for end in (_end_with_the_parent, _end_as_the_parent_says):
-        threading.Thread(target=end, name="smkit-parent", daemon=True).start()
+    # torchrun sends SIGTERM to a rank's whole group. Out of the group, what has come before is dropped; from here on it
+    # is the parent's own word, and the children that a data set starts inherit no block.
+    os.setpgid(0, 0)
+    signal.sigtimedwait({signal.SIGTERM}, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_parent, name="smkit-parent", daemon=True).start()
 
 
 def _end_with_the_parent() -> None:
@@ -245,14 +249,6 @@ def _end_with_the_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _end_as_the_parent_says() -> None:
-    """End by a SIGTERM of the parent's, and by nobody else's; it is blocked in all threads, see `_forkserver`."""
-    parent = multiprocessing.parent_process()
-    while parent is not None:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
-            os._exit(1)
 
 
 def _as_it_is(answer: Any) -> Any:
