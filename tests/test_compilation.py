@@ -15,11 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smkit.compilation import compile_model
 
-pytestmark = [
-    pytest.mark.train,
-    # torch's compiler imports what torch itself has deprecated.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-]
+# torch's compiler imports what torch itself has deprecated; all of it is torch's, and the C++ compiler takes its time.
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.train, pytest.mark.endurance, QUIET]
 
 BATCH = torch.arange(8.0).reshape(2, 4)
 

@@ -218,7 +218,7 @@ def test_whoever_is_killed_and_whenever_it_ends_with_the_same_weights_bit_for_bi
                 "after_seconds": after,
             }
         ]
-        for rank, step, after in ((0, 12, 0.1), (1, 24, 0.0), (0, 36, 0.05), (1, 48, 0.2))
+        for rank, step, after in ((0, 12, 0.1), (1, 24, 0.0), (0, 36, 0.05))
     ]
     results = runs.done(
         runs.run("left", 2, *steady),
@@ -305,8 +305,6 @@ def test_every_rank_validates_with_the_statistics_that_are_exported(strategy: st
     runs.script.write_text(NORMALISED)
     runs.succeeded(
         runs.run("trained", 2, "--strategy", strategy, "--monitor-metric", "loss"),
-        # Nothing is left to train: one process reads the model and validates it alone.
-        runs.run("trained", 1, "--strategy", strategy, "--monitor-metric", "loss", "--epochs", "4"),
     )
     best = min(record["validation/loss"] for record in runs.records("trained") if "validation/loss" in record)
     namespace: dict[str, Any] = {"__name__": "trainer"}

@@ -127,6 +127,7 @@ def test_csv_files_are_classified_and_parsed_once(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.train
+@pytest.mark.endurance
 def test_processes_that_hold_a_part_each_train_the_gpt_by_the_readme(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLES / "gpt", tmp_path / "examples" / "gpt")
     run(sys.executable, "examples/gpt/data.py", "text", cwd=tmp_path)
@@ -149,6 +150,7 @@ def test_two_hosts_of_two_processes_train_one_gpt(tmp_path: Path) -> None:
 
 
 @pytest.mark.train
+@pytest.mark.endurance
 def test_a_loop_of_ones_own_ends_with_the_same_weights_after_a_kill_and_a_stop(digits: Path, tmp_path: Path) -> None:
     def train(run_dir: str, *, until: str = "", number: int = 0) -> tuple[int, list[str]]:
         words = "--epochs=6 --log-every-steps=10 --checkpoint-every-seconds=0.02"

@@ -503,6 +503,7 @@ def test_on_a_v100_an_overflow_skips_the_step_and_its_schedule_and_all_goes_on_a
     assert resumed.placement.scaler.state_dict() == scale
 
 
+@pytest.mark.endurance
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_recomputed_averaged_and_profiled_it_is_the_same_training(run: Run, tmp_path: Path) -> None:
     class Deep(LineTrainer):
