@@ -137,7 +137,7 @@ class CheckpointStore:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save is in flight."""
+        """Whether a save, or `reserve`, is under way."""
         return self._writer is not None and self._writer.is_alive()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
@@ -273,6 +273,8 @@ class CheckpointStore:
             except OSError as error:
                 _forget(staged.directory)
                 problem = _SaveError.of(error, staged)
+            except Exception as error:  # whatever it is, the other ranks wait for word
+                problem = staged.unexpected(error)
         problem, superseded = self._ranks.gathered_in_background((problem, superseded))[0]
         if problem is not None:
             _forget(staged.directory)
@@ -341,11 +343,15 @@ class _Staged:
         except CheckpointError as error:
             return error
         except Exception as error:  # whatever it is, the other ranks wait for word
-            return CheckpointError(
-                f"the checkpoint of step {self.step} could not be written: {error!r:.200}",
-                where=str(self.directory),
-                fix="the cause is no fault of the disk; the log of that process says more",
-            )
+            return self.unexpected(error)
+
+    def unexpected(self, error: Exception) -> CheckpointError:
+        """Return the error of a save that has failed otherwise than by its disk."""
+        return CheckpointError(
+            f"the checkpoint of step {self.step} could not be written: {error!r:.200}",
+            where=str(self.directory),
+            fix="the cause is no fault of the disk; the log of that process says more",
+        )
 
     def _refuse_nan(self) -> None:
         names = self.flat.names_with_nan(_MODEL_KEY)

@@ -123,7 +123,8 @@ class TrainingContext(PlatformFacts, Generic[HP]):
             if argv is not None:
                 raise
             output_dir = platform.tree.output_dir if platform.is_sagemaker else None
-            sys.exit(report.end(error, program=program, output_dir=output_dir))
+            rank = platform.variables.get("RANK")
+            sys.exit(report.end(error, program=f"{program}, rank {rank}" if rank else program, output_dir=output_dir))
         return TrainingContext[settings](hp=hp, origins=origins, **values)  # type: ignore[valid-type]
 
     def channel(self, name: str) -> Channel:

@@ -168,7 +168,8 @@ class Placement:
     def describe(self) -> str:
         """Return device and precision in one line, as `NVIDIA V100 (sm_70), fp16 with gradient scaling`."""
         if self.device.type != "cuda":
-            return f"{self.device}, {self.precision}, {torch.get_num_threads()} threads"
+            threads = torch.get_num_threads()
+            return f"{self.device}, {self.precision}, {threads} thread{'' if threads == 1 else 's'}"
         name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
         scaling = " with gradient scaling" if self.scaler else ""
         return f"{name} ({_machine_code(capability)}), {self.precision}{scaling}"

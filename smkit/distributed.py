@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -189,12 +189,15 @@ class Ranks:
         _audibly(lambda: distributed.broadcast_object_list(values, src=0, group=self._patient))
         return values[0]
 
-    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite contiguous tensors in CPU memory by those of rank 0."""
-        if self._patient is not None:
-            for tensor in tensors:
-                # gloo knows some dtypes only, but bytes are bytes.
-                distributed.broadcast(tensor.reshape(-1).view(torch.uint8), src=0, group=self._patient)
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors, on whatever device, by those of rank 0."""
+        for tensor in () if self._patient is None else tensors:
+            # gloo knows some dtypes only, but bytes are bytes; and a view is no whole memory.
+            values = tensor.contiguous()
+            group = None if tensor.is_cuda else self._patient
+            distributed.broadcast(values.reshape(-1).view(torch.uint8), src=0, group=group)
+            if values is not tensor:
+                tensor.copy_(values)
 
     def begin_maximum(self, numbers: Tensor) -> Work | None:
         """Begin to overwrite `numbers`, in CPU memory, by the largest of all ranks; None alone, where they stand."""

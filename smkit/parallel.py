@@ -68,17 +68,10 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
             where="strategy",
             fix="use --strategy ddp, a GPU, or PyTorch 2.7 or newer",
         )
-    for name, parameter in model.named_parameters():
-        if not parameter.dim() or not parameter.is_contiguous():
-            raise ConfigurationError(
-                f"FSDP cannot cut '{name}', of shape {tuple(parameter.shape)} and strides {parameter.stride()}",
-                where="strategy",
-                fix="use --strategy ddp; or give a scalar the shape (1,), and leave channels_last out",
-            )
+    _require_what_can_be_cut(model)
     _require_same_model(model, ranks)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.numel() and 0 not in tensor.stride():
-            _copy_from_first(tensor.detach())
+    everything = (*model.parameters(), *model.buffers())
+    ranks.copy_from_first(one.detach() for one in everything if one.numel() and 0 not in one.stride())
     mesh = init_device_mesh(device_type, (ranks.world_size,))
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for block in _blocks(model):
@@ -87,6 +80,32 @@ def shard(model: nn.Module, ranks: Ranks, device_type: str) -> None:
         if all(uses[parameter] == count for parameter, count in own.items()):
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _require_what_can_be_cut(model: nn.Module) -> None:
+    """Refuse models that FSDP ends with a traceback of its own, some of them only in the first step."""
+    use_ddp = "or use --strategy ddp"
+    if type(model).forward is nn.Module.forward:
+        raise ConfigurationError(
+            f"FSDP puts a model together when it is called, and {type(model).__name__} has no forward",
+            where="strategy",
+            fix=f"give the model a forward, and call it in training_step; {use_ddp}",
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.dim() or not parameter.numel() or not parameter.is_contiguous():
+            raise ConfigurationError(
+                f"FSDP cannot cut '{name}', of shape {tuple(parameter.shape)} and strides {parameter.stride()}",
+                where="strategy",
+                fix="give a scalar the shape (1,) and what is transposed its own memory, and leave channels_last out; "
+                + use_ddp,
+            )
+    dtypes = sorted({str(one.dtype) for one in model.parameters() if one.requires_grad})
+    if len(dtypes) > 1:
+        raise ConfigurationError(
+            f"the model trains parameters of {' and '.join(dtypes)}, and FSDP puts a block together in one dtype",
+            where="strategy",
+            fix=f"give all trained parameters one dtype, and let --precision choose that of the arithmetic; {use_ddp}",
+        )
 
 
 def _require_same_model(model: nn.Module, ranks: Ranks) -> None:
@@ -101,21 +120,14 @@ def _require_same_model(model: nn.Module, ranks: Ranks) -> None:
     )
 
 
-def _copy_from_first(tensor: Tensor) -> None:
-    from torch.distributed import broadcast
-
-    # gloo knows some dtypes only, but bytes are bytes.
-    values = tensor.contiguous()
-    broadcast(values.reshape(-1).view(torch.uint8), src=0)
-    if values is not tensor:
-        tensor.copy_(values)
-
-
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, (nn.ModuleList, nn.Sequential)):
-        yield from (member for member in module if any(True for _ in member.parameters()))
-    else:
-        for child in module.children():
+    is_row = isinstance(module, (nn.ModuleList, nn.Sequential))
+    for child in module.children():
+        # A list within a list is never called, and the call of a block is what puts it together.
+        if is_row and type(child).forward is not nn.Module.forward:
+            if any(True for _ in child.parameters()):
+                yield child
+        else:
             yield from _blocks(child)
 
 
@@ -171,7 +183,7 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer.detach())
     for buffers in alike.values():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-        _copy_from_first(flat)
+        ranks.copy_from_first([flat])
         for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(values.view(buffer.shape))
 

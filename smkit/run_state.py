@@ -222,7 +222,7 @@ class Saves:
         self._size_bytes = 3 * sum(parameter.nbytes for parameter in run.model.parameters())
         self._durable: tuple[int, int] | None = None
         self._begun = (0, 0)
-        self._is_reserved = False
+        self._is_prepared = False
         self._note(0, stall_seconds=0.0)
 
     def _note(self, step: int, stall_seconds: float) -> None:
@@ -241,12 +241,14 @@ class Saves:
         self._durable = self._begun
         return checkpoint.step, changed
 
+    def prepare(self, step: int) -> None:
+        """Begin, once, to make room for the copies of a save: after a step, when an optimizer has all of its state."""
+        if step > self._begun[0] and not self._is_prepared:
+            self._is_prepared = True
+            self._store.reserve(self._run.heavy_parts())
+
     def are_due(self, step: int) -> bool:
         """Whether it is time for a save, there is something new, and none is in flight."""
-        if step > self._begun[0] and not self._is_reserved:
-            # Only after a first step does an optimizer have all of its state.
-            self._is_reserved = True
-            self._store.reserve(self._run.heavy_parts())
         return time.monotonic() >= self.due_time and step > self._begun[0] and not self._store.is_saving
 
     def save(self, step: int, score: float | None = None) -> None:

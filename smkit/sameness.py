@@ -20,7 +20,18 @@ def require_one_run(
     Raises:
         ConfigurationError: On all ranks alike, with what is not the same.
     """
-    facts: dict[str, Any] = {f"hyperparameter '{name}'": value for name, value in hyperparameters.items()}
+    facts: dict[str, Any] = {f"hyperparameter '{name}'": _comparable(value) for name, value in hyperparameters.items()}
     for channel, loader in (("training", train), ("validation", validation)):
         facts[f"the {channel} data"] = {} if loader is None else loader.state_dict()
     ranks.require_same(facts)
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value that is equal on two ranks if the values are: NaN too, sets in one order, of secrets nothing."""
+    if isinstance(value, Mapping):
+        return {str(name): _comparable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_comparable(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    return value if type(value) in (bool, int, str, type(None)) else repr(value)

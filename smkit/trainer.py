@@ -311,6 +311,7 @@ class Trainer(Script[HP]):
         hp, records = self.hp, self._records
         if self.step % hp.log_every_steps == 0 or self._is_finished():
             records.write(self.step, self.epoch, self.optimizer)
+        self._saves.prepare(self.step)
         saves = self._poll(self.step - self._polled_step)
         self._polled_step = self.step
         if self._validation_loader is not None and self._is_validation_due() and not self._is_stopping:

@@ -49,12 +49,13 @@ class Net(nn.Module):
 
 
 class Trainer(smkit.Trainer[Settings]):
-    timeout_seconds = 20.0
+    timeout_seconds = 2.0 if "export" in sys.argv else 20.0
 
     def build_model(self):
         fault = self.hp.fault
-        if SECOND and fault == "patience":
-            time.sleep(600)
+        if fault == "patience":
+            print("waits", flush=True)
+            time.sleep(600 * SECOND)
         if SECOND and fault == "weights":
             torch.manual_seed(7)
         return Net(5 if SECOND and fault == "model" else 4, is_tied=fault == "weights", has_unused=fault == "gradient")
@@ -79,6 +80,10 @@ class Trainer(smkit.Trainer[Settings]):
     def validation_step(self, batch):
         inputs, targets = batch
         return {"loss": mse_loss(self.model(inputs), targets)}
+
+    def export_model(self, directory):
+        time.sleep(4.0 * (self.hp.fault == "export"))
+        super().export_model(directory)
 
 
 if __name__ == "__main__":
@@ -125,7 +130,7 @@ def run(folder: Path, name: str, world_size: int, *arguments: str, signals: Any 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What became of the ranks of each run; in most of them the second one has a fault."""
     impatient: list[dict[str, Any]] = [
-        {"rank": 0, "signal": signal.SIGINT, "after_seconds": seconds} for seconds in (1.0, 1.5)
+        {"rank": 0, "signal": signal.SIGINT, "when": "waits", "after_seconds": seconds} for seconds in (0.5, 1.0)
     ]
     impatient.append({"rank": 1, "watched": 0, "signal": signal.SIGKILL, "when": "interrupted"})
     told = {"rank": 1, "watched": 0, "signal": signal.SIGTERM, "when": "step=21 epoch"}
@@ -135,6 +140,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         "one": run(folder, "one", 1, "--fault", "weights", "--epochs", "2"),
         "parts": run(folder, "parts", 2, "--fault", "weights", "--epochs", "2", "--strategy", "fsdp"),
         "pace": run(folder, "pace", 2, "--fault", "pace", *paced, signals=[told]),
+        "export": run(folder, "export", 2, "--fault", "export"),
         "patience": run(folder, "patience", 2, "--fault", "patience", signals=impatient),
     }
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), json.dumps(list(runs.values()))]
@@ -176,3 +182,8 @@ def test_all_hear_of_a_stop_within_a_few_steps_also_after_a_validation_of_many_q
 
 def test_a_second_ctrl_c_is_heard_while_a_rank_waits_for_another(results: dict[str, dict[str, Any]]) -> None:
     assert results["patience"]["statuses"] == [130, -signal.SIGKILL], results["patience"]["texts"]
+
+
+def test_an_export_may_take_longer_than_a_step(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    assert results["export"]["statuses"] == [0, 0], results["export"]["texts"]
+    assert (folder / "export/model/model.safetensors").exists()

@@ -88,16 +88,16 @@ class EpochPlan:
         return Group(samples, tuple(_size(cut(size, self.world_size, self.rank)) for size in sizes))
 
     def _group_of_part(self, step: int) -> Group:
-        shares = tuple(_size(own) for own in self._own_parts(step))
+        shares = tuple(_size(own) for own, _ in self._own_parts(step))
         return Group(sum(self._group_of_shards(step)), shares)
 
     def shares(self, first_step: int) -> Iterator[slice]:
         """Yield this rank's part of the epoch's order, one slice a micro-batch, from `first_step` on; none is empty."""
         if self.shards:
             for step in range(first_step, self.steps):
-                for own in self._own_parts(step):
+                for own, part in self._own_parts(step):
                     first = min(own.start, self.samples - 1)
-                    yield slice(first, max(own.stop, first + 1))
+                    yield own if _size(own) else part if _size(part) else slice(first, first + 1)
             return
         start = first_step * self.batch_size
         rank, world_size = self.rank, self.world_size
@@ -114,15 +114,15 @@ class EpochPlan:
         """Return how many samples of an epoch, over all ranks, come before `step`."""
         return min(step * self.batch_size, self.all_samples)
 
-    def _own_parts(self, step: int) -> Iterator[slice]:
-        """Yield this rank's part of each micro-batch of a step, of the data of its host alone."""
+    def _own_parts(self, step: int) -> Iterator[tuple[slice, slice]]:
+        """Yield this rank's share, and its host's, of each micro-batch of a step, within the data of its host."""
         of_step = cut(self.samples, self.steps, step)
         parts = len(self._group_of_shards(step))
         for number in range(parts):
             part = cut(of_step.stop - of_step.start, parts, number)
             own = cut(part.stop - part.start, self.world_size, self.rank)
             start = of_step.start + part.start
-            yield slice(start + own.start, start + own.stop)
+            yield slice(start + own.start, start + own.stop), slice(start, start + _size(part))
 
     def _group_of_shards(self, step: int) -> tuple[int, ...]:
         hosts = [_size(cut(samples, self.steps, step)) for samples in self.shards]

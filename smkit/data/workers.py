@@ -218,7 +218,7 @@ def _forkserver(module: str) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, module])
     # torchrun sends SIGTERM to all processes of a rank, but it is the rank's affair: it saves first, and wants batches
-    # until all ranks have agreed to stop. What is blocked here stays so in the server and its children.
+    # until all ranks have agreed to stop. What is blocked here stays so in the server, and in a worker until it begins.
     # Starting the tracker unblocks it, so it comes first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -239,7 +239,10 @@ def _depend_on_the_parent(_: int) -> None:
     # torchrun sends SIGTERM to a rank's whole group. Out of the group, what has come before is dropped; from here on it
     # is the parent's own word, and the children that a data set starts inherit no block.
     os.setpgid(0, 0)
-    signal.sigtimedwait({signal.SIGTERM}, 0)
+    parent = multiprocessing.parent_process()
+    earlier = signal.sigtimedwait({signal.SIGTERM}, 0)
+    if parent is not None and earlier is not None and earlier.si_pid == parent.pid:
+        os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_the_parent, name="smkit-parent", daemon=True).start()
 
