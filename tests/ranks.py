@@ -37,6 +37,24 @@ SECONDS = 120.0
 """Longer than any of these runs takes."""
 
 
+def forked_agent() -> tuple[int, int]:
+    """Start what keeps the store at which ranks meet, as torchrun's agent does; it outlives whoever fails.
+
+    A process of its own, for it runs threads, and to fork beside a thread that holds a lock leaves it locked for ever.
+    """
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writing, str(store.port).encode())
+        os.close(writing)
+        while True:
+            signal.pause()
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        return process, int(pipe.read())
+
+
 def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
     process = os.fork()
     if process:
@@ -94,9 +112,8 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
     logs = [folder / f"rank-{rank}.txt" for rank in range(run["world_size"])]
     for log in logs:
         log.unlink(missing_ok=True)
-    # As torchrun's agent does: it outlives whoever fails.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [forked(run, rank, store.port, log) for rank, log in enumerate(logs)]
+    agent, port = forked_agent()
+    processes = [forked(run, rank, port, log) for rank, log in enumerate(logs)]
     signals = Signals(run.get("signals", []), logs, processes)
     stopped = {order["rank"] for order in signals.waiting if order["signal"] == signal.SIGSTOP}
     statuses: dict[int, int] = {}
@@ -112,6 +129,8 @@ def done(run: dict[str, Any]) -> dict[str, Any]:
             if pid:
                 statuses[rank] = os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    os.kill(agent, signal.SIGKILL)
+    os.waitpid(agent, 0)
     texts = [log.read_text(errors="replace") for log in logs]
     return {"statuses": [statuses[rank] for rank in range(len(processes))], "texts": texts}
 

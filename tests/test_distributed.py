@@ -182,7 +182,7 @@ def test_the_numbers_are_the_same_on_one_two_and_four_processes(runs: Runs) -> N
 def test_a_run_goes_on_in_another_number_of_processes_and_another_strategy(runs: Runs) -> None:
     """Asked to stop, by a signal to one of them, and resumed as others: in parts, or each holding all of it."""
     # Not every step is recorded, so that some losses wait in a checkpoint.
-    steady = ("--ema-decay", "0.9", "--epochs", "14", "--log-every-steps", "3")
+    steady = ("--ema-decay", "0.9", "--epochs", "40", "--log-every-steps", "3")
     moves = [(4, "fsdp"), (2, "fsdp"), (1, "ddp"), (2, "ddp"), (3, "fsdp")]
     stop = {"signal": signal.SIGTERM, "when": "[metrics]", "rank": 0}
     results = runs.done(
