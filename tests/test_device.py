@@ -177,7 +177,8 @@ def test_more_processes_than_gpus_are_refused(machine):
 def test_a_machine_without_a_gpu_computes_in_fp32():
     placement = Placement.choose(local_rank=1)
     assert placement.device == CPU
-    assert placement.describe() == f"cpu, fp32, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    assert placement.describe() == f"cpu, fp32, {threads} thread{'s' if threads > 1 else ''}"
     assert Placement.choose("bf16").precision == "bf16"
 
 
