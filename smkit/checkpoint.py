@@ -31,14 +31,7 @@ from torch import Tensor
 
 from smkit.distributed import Ranks
 from smkit.errors import CheckpointError, ConfigurationError
-from smkit.manifest import (
-    Entries,
-    commit,
-    is_committed,
-    make_directory,
-    remove,
-    write_files,
-)
+from smkit.manifest import Entries, commit, is_committed, make_directory, remove, write_files
 from smkit.restoring import TENSOR_FILE, TREE_FILE, Candidate, Checkpoint, Loading, find, part_file
 from smkit.state import FlatState, flatten
 
@@ -125,8 +118,7 @@ class CheckpointStore:
         The first save then holds the caller up no longer than the others. All ranks need not call it.
         """
         if self._writer is None:
-            flat = flatten(state)
-            flat = flat if self._ranks.is_first else flat.only_parts()
+            flat = self._own(flatten(state))
             self._writer = threading.Thread(target=self._reserve, args=(flat,), name="smkit-reserve", daemon=True)
             self._writer.start()
 
@@ -245,10 +237,14 @@ class CheckpointStore:
         problem = next((problem for _, problem in outcomes if problem is not None), None)
         if problem is not None:
             raise problem
-        flat = (flat if self._ranks.is_first else flat.only_parts()).copied_to(self._buffers)
+        flat = self._own(flat).copied_to(self._buffers)
         self._buffers = flat.tensors
         score = None if score is None or not math.isfinite(score) else float(score)
         return _Staged(step, score, flat, self._directory / outcomes[0][0])
+
+    def _own(self, flat: FlatState) -> FlatState:
+        """Return what this rank saves of a state: rank 0 all that it has, the others their parts."""
+        return flat if self._ranks.is_first else flat.only_parts()
 
     def _write_in_background(self, staged: _Staged) -> None:
         try:

@@ -6,6 +6,7 @@ this room waits for a GPU. It knows neither models nor checkpoints.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -241,8 +242,12 @@ def _wait_for_word(store: Store) -> str | None:
     return None
 
 
-def _audibly(call: Callable[[], T]) -> T:
-    """Return what `call` returns, made in another thread: one that waits within torch would hear no signal."""
+def _audibly(call: Callable[[], T], seconds: float = math.inf) -> T:
+    """Return what `call` returns, made in another thread: one that waits within torch would hear no signal.
+
+    Raises:
+        TimeoutError: It takes longer than `seconds`.
+    """
     outcomes: list[tuple[Any, BaseException | None]] = []
 
     def run() -> None:
@@ -251,10 +256,13 @@ def _audibly(call: Callable[[], T]) -> T:
         except BaseException as error:  # it is raised where it is waited for
             outcomes.append((None, error))
 
+    deadline = time.monotonic() + seconds
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_HEARING_SECONDS)
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        thread.join(min(_HEARING_SECONDS, seconds))
     value, error = outcomes[0]
     if error is not None:
         raise error
@@ -263,17 +271,9 @@ def _audibly(call: Callable[[], T]) -> T:
 
 def _within(seconds: float, call: Callable[[], T]) -> T | None:
     """Return what `call` returns; None if it fails or takes longer, for whoever answers may be gone."""
-    results: list[T] = []
-
-    def run() -> None:
-        # Whatever the network says, there is nobody left to tell it to.
-        with suppress(Exception):
-            results.append(call())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return results[0] if results else None
+    with suppress(Exception):
+        return _audibly(call, seconds)
+    return None
 
 
 def _is_lost_contact(error: BaseException) -> bool:
