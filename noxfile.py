@@ -5,6 +5,7 @@ nox                      lint, types, tests; the torch-free half on each Python;
 nox -s benchmarks        measure the loop and the start-up beside the peers (long; prints tables)
 nox -s data_benchmarks   measure reading data beside the peers (long; prints tables)
 nox -s interop           start one script by smkit and by both SageMaker SDKs, to the same model
+nox -s torture           attack smkit and its peers, group by group, and count what was lost (hours; prints tables)
 nox -s launch_benchmarks measure submitting and its weight beside both SDKs (long; prints tables)
 """
 
@@ -100,6 +101,13 @@ def data_benchmarks(session: nox.Session) -> None:
     install(session, "train", "tabular", groups=("examples", "data-benchmarks"))
     for name in ("loader", "loader_start", "tables", "images", "shards"):
         session.run("python", f"tests/benchmarks/{name}.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def torture(session: nox.Session) -> None:
+    """Attack smkit and its peers; `nox -s torture -- killing damage --rounds 50` chooses what, and for how long."""
+    install(session, "train", "launch", "local", "tabular", groups=("test", "aws", "examples", "benchmarks", "torture"))
+    session.run("python", "-m", "torture", *session.posargs, env=ONE_THREAD | {"PYTHONPATH": "tests"})
 
 
 @nox.session(python="3.11")

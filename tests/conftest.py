@@ -23,9 +23,10 @@ DIGITS = ROOT / "examples" / "digits"
 # Without their libraries, the modules that are about a wing cannot even be imported.
 _WINGS = {"train": "torch", "aws": "moto"}
 _missing = [mark for mark, library in _WINGS.items() if importlib.util.find_spec(library) is None]
+_here = Path(__file__).parent
 collect_ignore = [
-    path.name
-    for path in Path(__file__).parent.glob("test_*.py")
+    str(path.relative_to(_here))
+    for path in (*_here.glob("test_*.py"), *_here.glob("torture/test_*.py"))
     if any(re.search(rf"^pytestmark = .*pytest\.mark\.{mark}\b", path.read_text(), re.MULTILINE) for mark in _missing)
 ]
 if "aws" in _missing:
