@@ -47,14 +47,19 @@ class Tally:
 
     def failures(self, subject: str = "smkit") -> list[str]:
         """Return what was lost or silent of a subject, a line each."""
-        return [f"{attack}: {note}" for (attack, name), notes in self.notes.items() if name == subject for note in notes]
+        return [
+            f"{attack}: {note}" for (attack, name), notes in self.notes.items() if name == subject for note in notes
+        ]
 
     def rounds(self, attack: str, subject: str = "smkit") -> int:
         return self.counts.get((attack, subject), Counter()).total()
 
     def table(self) -> str:
         """Return the counts as a Markdown table, attack by attack, in the order in which they came."""
-        lines = ["| attack | subject | rounds | survived | refused | lost | silent |", "| :--- | :--- |" + " ---: |" * 5]
+        lines = [
+            "| attack | subject | rounds | survived | refused | lost | silent |",
+            "| :--- | :--- |" + " ---: |" * 5,
+        ]
         attacks = list(dict.fromkeys(attack for attack, _ in self.counts))
         for attack in attacks:
             for (name, subject), counts in self.counts.items():
