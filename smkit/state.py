@@ -1,7 +1,8 @@
 """What a checkpoint holds: a nested state as a JSON tree plus a safetensors file, and back, without any pickle.
 
-The tree keeps what JSON alone would lose (tuples, keys that are not text, NaN, arrays); the tensors lie in the
-safetensors format under their dotted paths, so that any tool can open them. This room knows neither files nor steps.
+The tree keeps what JSON alone would lose (tuples, keys that are not text, NaN, arrays) and what safetensors does (in
+which order a tensor fills its memory); the tensors lie in the safetensors format under their dotted paths, so that any
+tool can open them. This room knows neither files nor steps.
 
 The format (an 8-byte length, a JSON header, the bytes) is written and read here and not by the library: up to 0.7
 `save_file` holds the interpreter lock while it writes, so a hung disk would freeze the whole process, and `load` copies
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,28 +166,51 @@ def parse_tree(file: memoryview) -> tuple[Tree, dict[str, Cut]]:
     Files that `flatten` did not make can raise any exception here and below, and run no code.
     """
     tree = json.loads(bytes(file))
-    return tree, dict(_cuts_in(tree))
+    return tree, {name: Cut(tuple(shape), dimension) for name, shape, dimension in _contents(tree, "part")}
 
 
 def rebuilt(tree: Tree, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the state of this structure with these tensors in it, by name."""
-    state = _rebuild(tree, tensors)
+    strided = {name: _laid_out(tensors[name], strides) for name, strides in _contents(tree, "strided")}
+    state = _rebuild(tree, {**tensors, **strided})
     if not isinstance(state, dict):
         raise TypeError(f"the state is of type {_type_name(state)}")
     return state
 
 
-def _cuts_in(tree: Tree) -> Iterator[tuple[str, Cut]]:
+def _contents(tree: Tree, wanted: str) -> Iterator[list[Any]]:
+    """Yield what stands under a kind that a list belongs to, at any depth."""
     if isinstance(tree, list):
         for item in tree:
-            yield from _cuts_in(item)
+            yield from _contents(item, wanted)
     elif isinstance(tree, dict):
         ((kind, content),) = tree.items()
-        if kind == "part":
-            name, shape, dimension = content
-            yield name, Cut(tuple(shape), dimension)
+        if kind == wanted:
+            yield content
         elif kind in ("dict", "tuple"):
-            yield from _cuts_in(content)
+            yield from _contents(content, wanted)
+
+
+def _strides_of(tensor: Tensor) -> list[int] | None:
+    """Return the strides of a tensor that fills its memory otherwise than row by row, as channels_last does.
+
+    An optimizer's state must lie as its parameter does: fused kernels take memory by memory, or refuse what differs.
+    """
+    by_rows, size = [], 1
+    for length in reversed(tensor.shape):
+        by_rows.append(size)
+        size *= max(length, 1)
+    strides = tensor.stride()
+    # torch keeps strides exactly where they leave no gap and nothing lies on top of another thing, and only there.
+    is_kept = strides != tuple(reversed(by_rows)) and torch.empty_like(tensor, device="meta").stride() == strides
+    return list(strides) if is_kept else None
+
+
+def _laid_out(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    furthest = sum((length - 1) * stride for length, stride in zip(tensor.shape, strides, strict=True))
+    if furthest >= tensor.numel() > 0:
+        raise ValueError(f"strides of {list(strides)} for the shape {tuple(tensor.shape)}")
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
@@ -203,8 +227,10 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
         return int(content, 16)
     if kind == "float":
         return struct.unpack(">d", bytes.fromhex(content))[0]
-    if kind in ("tensor", "part"):
-        return tensors[content if kind == "tensor" else content[0]]
+    if kind == "tensor":
+        return tensors[content]
+    if kind in ("strided", "part"):
+        return tensors[content[0]]
     if kind == "array":
         return tensors[content].numpy()
     if kind == "scalar":
@@ -245,7 +271,7 @@ class _Flattener:
         if type(value) is tuple:
             return {"tuple": self._encode_items(value, path)}
         if isinstance(value, Tensor):
-            return self._encode_part(value, path) if is_distributed(value) else {"tensor": self._name(value, path)}
+            return self._encode_part(value, path) if is_distributed(value) else self._encode_tensor(value, path)
         if type(value) is np.ndarray:
             return {"array": self._name(_tensor_of(value, path), path)}
         if isinstance(value, np.generic):
@@ -254,6 +280,11 @@ class _Flattener:
 
     def _encode_items(self, items: Iterable[Any], path: tuple[Any, ...]) -> list[Tree]:
         return [self.encode(item, (*path, index)) for index, item in enumerate(items)]
+
+    def _encode_tensor(self, tensor: Tensor, path: tuple[Any, ...]) -> Tree:
+        name = self._name(tensor, path)
+        strides = _strides_of(tensor)
+        return {"tensor": name} if strides is None else {"strided": [name, strides]}
 
     def _encode_part(self, tensor: Tensor, path: tuple[Any, ...]) -> Tree:
         try:

@@ -28,6 +28,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import patient_with
+from torch import nn
 
 from smkit.checkpoint import CheckpointStore
 from smkit.errors import CheckpointError, ConfigurationError
@@ -220,6 +221,52 @@ def test_tensors_of_one_memory_are_stored_once_and_stay_one(tmp_path: Path) -> N
     assert loaded["head"].data_ptr() != loaded["model"]["half"].data_ptr()
     (file,) = tmp_path.glob("*/tensors.safetensors")
     assert file.stat().st_size < 4000 + 2000 + 500
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizers_state_lies_in_memory_as_before_whatever_the_order_of_its_dimensions(
+    fused: bool, tmp_path: Path
+) -> None:
+    """A fused optimizer takes parameter and state memory by memory: in another order it mixes up weights silently."""
+
+    def built() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        # The second one, of kernels of 1 x 1, lies in the same order with other strides.
+        model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 1)).to(memory_format=torch.channels_last)
+        return model, torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, *seeds: int) -> None:
+        for seed in seeds:
+            batch = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(seed))
+            model(batch.to(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model, optimizer = built()
+    train(model, optimizer, 1, 2, 3)
+    state = round_trip({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path)
+    resumed, its_optimizer = built()
+    resumed.load_state_dict(state["model"])
+    its_optimizer.load_state_dict(state["optimizer"])
+    for parameter, own in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert its_optimizer.state[own]["exp_avg"].stride() == optimizer.state[parameter]["exp_avg"].stride()
+    train(model, optimizer, 4, 5)
+    train(resumed, its_optimizer, 4, 5)
+    assert same(dict(resumed.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("strides", [[1, 1_000_000], [0, 0], [-1, 3], [1]])
+def test_forged_strides_are_damage(strides: list[int], tmp_path: Path) -> None:
+    store = filled(tmp_path, 1)
+    store.save(2, {"table": torch.arange(6.0).reshape(2, 3).T})
+    directory = directory_of(2, tmp_path)
+    tree = (directory / "state.json").read_text()
+    assert '{"strided":["table",[1,3]]}' in tree
+    (directory / "state.json").write_text(tree.replace("[1,3]", json.dumps(strides)))
+    forge_manifest(directory)
+    found = store.latest()
+    assert found is not None
+    assert found.step == 1
 
 
 def test_the_tensors_are_a_safetensors_file_under_their_paths(tmp_path: Path) -> None:
