@@ -25,6 +25,7 @@ from smkit.averaging import WeightAverage
 from smkit.backends import backend_settings
 from smkit.cadence import next_multiple
 from smkit.checkpoint import CheckpointStore
+from smkit.claim import claimed
 from smkit.data.batches import Group, Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError
@@ -165,6 +166,8 @@ class Trainer(Script[HP]):
         """Check the places, build every part, go on from a checkpoint, and say what was resolved."""
         self._began, hp, context = time.monotonic(), self.hp, self.context
         preflight.require_writable(context.model_dir, context.checkpoint_dir)
+        if self._ranks.is_first:
+            self._at_the_end.enter_context(claimed(context.checkpoint_dir))
         self._profile = ProfileWindow(hp.profile_steps, context.output_data_dir / "profile", self._ranks.rank)
         self._at_the_end.callback(self._profile.close)
         self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)

@@ -128,6 +128,7 @@ ALLOWED = {
     "randomness": set(),
     "stopping": {"contract"},
     "cadence": set(),
+    "claim": {"errors"},
     "averaging": {"errors", "sharding"},
     "sameness": {"data.batches", "distributed"},
     "throughput": set(),
@@ -153,7 +154,7 @@ ALLOWED = {
         *("preflight", "recomputation", "records", "report", "script", "throughput"),
     },
     "trainer": {
-        *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "context", "contract"),
+        *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "claim", "context", "contract"),
         *("data.batches", "device", "errors", "monitor", "parallel", "preflight", "profiling"),
         *("progress", "randomness", "report", "run_state", "sameness", "script", "sharding", "start_table"),
         *("stopping", "validation"),
