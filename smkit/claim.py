@@ -9,12 +9,16 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from smkit.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 10.0
+"""A killed run's data processes (torch's DataLoader) hold its claim until they notice, which takes them 5 seconds."""
 
 
 @contextlib.contextmanager
@@ -36,13 +40,20 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def _lock(place: int, directory: Path) -> None:
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigurationError(
-            "another process is training there, and two would remove each other's checkpoints",
-            where=str(directory),
-            fix="wait until it has ended, or stop it; or give this run another --run-dir",
-        ) from error
-    except OSError:
-        logger.info("%s has no locks: nothing would notice a second run in it", directory)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise ConfigurationError(
+                    "another process is training there, and two would remove each other's checkpoints",
+                    where=str(directory),
+                    fix="wait until it has ended, or stop it; or give this run another --run-dir",
+                ) from error
+            time.sleep(0.1)
+        except OSError:
+            logger.info("%s has no locks: nothing would notice a second run in it", directory)
+            return
+        else:
+            return

@@ -2,17 +2,23 @@
 
 import fcntl
 import os
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from lines import LineTrainer, Run, weights
 
 import smkit
+from smkit import claim
 
 pytestmark = pytest.mark.train
 
 
-def test_a_second_run_in_the_same_directory_is_refused_and_the_first_loses_nothing(tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_directory_is_refused_and_the_first_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "PATIENCE_SECONDS", 0.2)
     run = Run.within(tmp_path)
 
     class Twice(LineTrainer):
@@ -39,3 +45,11 @@ def test_where_there_are_no_locks_it_trains_without(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     Run.within(tmp_path)(LineTrainer).fit()
+
+
+def test_a_claim_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    with ExitStack() as first:
+        first.enter_context(claim.claimed(tmp_path))
+        threading.Timer(0.3, first.close).start()
+        with claim.claimed(tmp_path):
+            pass
