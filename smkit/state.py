@@ -15,7 +15,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class FlatState:
         From a GPU it does not wait: what is computed next comes after the copies, and `wait` says when they are there.
         """
         copies = {}
-        gpu: torch.device | None = None
+        gpus: dict[torch.device, torch.cuda.Event] = {}
         # A buffer made in the caller's inference mode could not be written to outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             for name, tensor in self.tensors.items():
@@ -91,20 +91,20 @@ class FlatState:
                 if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                     buffer = _buffer_like(tensor)
                 copies[name] = buffer.copy_(tensor, non_blocking=tensor.is_cuda)
-                gpu = tensor.device if tensor.is_cuda else gpu
-        copy = FlatState(self.tree, copies, self.names_below, self.cuts)
-        if gpu is None:
-            return copy
-        # One that sleeps while it waits: torch's default keeps a core busy.
-        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        copied.record()
+                if tensor.is_cuda and tensor.device not in gpus:
+                    # One that sleeps while it waits: torch's default keeps a core busy.
+                    gpus[tensor.device] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        # A model can lie on several GPUs, and each has a stream of its own.
+        for gpu, copied in gpus.items():
+            copied.record(torch.cuda.current_stream(gpu))
 
         def wait() -> None:
-            # Another thread has another current GPU, and would make a context there.
-            with torch.cuda.device(gpu):
-                copied.synchronize()
+            for gpu, copied in gpus.items():
+                # Another thread has another current GPU, and would make a context there.
+                with torch.cuda.device(gpu):
+                    copied.synchronize()
 
-        return replace(copy, wait=wait)
+        return FlatState(self.tree, copies, self.names_below, self.cuts, wait)
 
     def buffers(self) -> dict[str, Tensor]:
         """Return memory for copies of the tensors, each page of it touched: that takes longer than to copy."""
@@ -231,10 +231,9 @@ def _rebuild(tree: Tree, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[content]
     if kind in ("strided", "part"):
         return tensors[content[0]]
-    if kind == "array":
-        return tensors[content].numpy()
-    if kind == "scalar":
-        return tensors[content].numpy()[()]
+    if kind in ("array", "scalar"):
+        array = tensors[content].numpy()
+        return array if kind == "array" else array[()]
     raise ValueError(f"unknown kind {kind!r}")
 
 
@@ -246,9 +245,12 @@ def parse_tensors(data: memoryview) -> dict[str, Tensor]:
 
 def _view(data: memoryview, start: int, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     begin, end = data_offsets
-    if begin == end:
+    count = math.prod(shape)
+    # torch takes a count below zero for all that there is, and memory that nothing fills for a tensor.
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != count * _DTYPES[dtype].itemsize:
+        raise ValueError(f"a tensor of shape {shape} and dtype {dtype} at {data_offsets}")
+    if not count:
         return torch.empty(shape, dtype=_DTYPES[dtype], device="cpu")
-    count = (end - begin) // _DTYPES[dtype].itemsize
     view = torch.frombuffer(data, dtype=_DTYPES[dtype], count=count, offset=start + begin).reshape(shape)
     # Adam's count of steps stays where it was loaded, and would keep the whole file in memory.
     return view.clone() if view.nbytes <= _SMALL_BYTES else view
