@@ -85,7 +85,7 @@ class MetricLog:
                     raise SmkitError(
                         f"a value of '{name}' has more than one element", where="log()", fix="log a mean or a sum of it"
                     )
-            numbers = iter(torch.stack([tensor.reshape(()).double() for tensor in tensors]).tolist())
+            numbers = iter(_numbers(tensors))
             for noted in self._pending.values():
                 noted[:] = [
                     (next(numbers) if isinstance(value, Tensor) else float(value), weight) for value, weight in noted
@@ -213,6 +213,17 @@ def check_name(name: str) -> None:
             where="the metric",
             fix="use a name like 'train/loss': no spaces, no '='",
         )
+
+
+def _numbers(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the values of tensors of one element, in one transfer from each device: a user's may lie on the CPU."""
+    numbers = [0.0] * len(tensors)
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        places = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+        values = torch.stack([tensors[place].reshape(()).double() for place in places]).tolist()
+        for place, value in zip(places, values, strict=True):
+            numbers[place] = value
+    return numbers
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -77,7 +77,9 @@ class Arrays(Source):
 
 
 def gather(tensor: Tensor, index: Tensor, allocate: Allocate) -> Tensor:
-    """Return the rows `index` of `tensor`, in memory that `allocate` gives."""
+    """Return the rows `index` of `tensor`, in memory that `allocate` gives; on a GPU, if it lies there."""
+    if not tensor.is_cpu:
+        return tensor.index_select(0, index.to(tensor.device))
     return torch.index_select(tensor, 0, index, out=allocate((len(index), *tensor.shape[1:]), tensor.dtype))
 
 

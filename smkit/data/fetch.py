@@ -202,12 +202,16 @@ def reader(
 ) -> Reader | Read:
     """Return what reads batches of about `samples` samples of `dataset`, here or in worker processes."""
     # A subclass can have its own `__getitem__`, which must not be passed over.
-    is_in_memory = type(dataset) in (Arrays, TensorDataset) and collate_fn is None
+    is_in_memory = type(dataset) in (Arrays, TensorDataset) and collate_fn is None and _is_on_cpu(dataset.tensors)
     if is_in_memory and transform is None and not for_workers and Arrays.batch_bytes(dataset, samples) <= _SMALL_BATCH:
         return Gather(dataset.tensors)
     if type(dataset) is TensorDataset and collate_fn is None:
         dataset = Arrays({str(number): tensor for number, tensor in enumerate(dataset.tensors)})
     return Reader(dataset, seed=seed, collate_fn=collate_fn, transform=transform, skips=skips)
+
+
+def _is_on_cpu(tensors: tuple[Tensor, ...]) -> bool:
+    return all(tensor.is_cpu for tensor in tensors)
 
 
 class Gather:
@@ -256,6 +260,8 @@ def collate(samples: Any) -> Any:
 
 def pin(batch: Any) -> Any:
     """Return `batch` in page-locked memory, from which a GPU copies without making the process wait."""
+    if isinstance(batch, Tensor) and not batch.is_cpu:
+        return batch
     if hasattr(batch, "pin_memory"):
         return batch.pin_memory()
     if isinstance(batch, tuple):
