@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from smkit import contract, preflight, report
-from smkit.backends import multiplies_in_tf32
+from smkit.backends import convolves_in_tf32, multiplies_in_tf32
 from smkit.compilation import compile_model
 from smkit.data.batches import Loader
 from smkit.distributed import Ranks
@@ -23,6 +23,8 @@ from smkit.recomputation import recompute
 from smkit.records import Records
 from smkit.script import Script
 from smkit.throughput import hardware_metrics
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def make_loaders(script: Script[Any], monitor: Monitor) -> tuple[Loader, Loader | None]:
@@ -99,7 +101,9 @@ def make_records(script: Script[Any], ranks: Ranks, guard: LossGuard) -> Records
 def _hardware(script: Script[Any], ranks: Ranks) -> Callable[[float], dict[str, float]]:
     """Return what tells of the GPU at a rate of samples per second."""
     precision: str = script.placement.precision
-    if precision == "fp32" and multiplies_in_tf32():
+    convolves = any(isinstance(module, _CONVOLUTIONS) for module in script.model.modules())
+    # The faster of the units that it uses, or the share could be more than all.
+    if precision == "fp32" and (multiplies_in_tf32() or (convolves and convolves_in_tf32())):
         precision = "tf32"
     return lambda rate: hardware_metrics(
         script.placement.device,

@@ -43,6 +43,13 @@ def multiplies_in_tf32() -> bool:
     return own == "tf32" if own not in ("none", "") else _common_precision() != "highest"
 
 
+def convolves_in_tf32() -> bool:
+    """Whether convolutions in fp32 are computed in TF32, on a GPU that has it: torch's default for them alone."""
+    cudnn: Any = torch.backends.cudnn
+    own = getattr(getattr(cudnn, "conv", None), "fp32_precision", None)
+    return bool(cudnn.allow_tf32) if own is None else own == "tf32"
+
+
 def _common_precision() -> str:
     """Return the one setting for all backends; torch refuses to say it once a script has set one of them."""
     try:

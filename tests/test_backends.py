@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from smkit.backends import backend_settings
+from smkit.backends import backend_settings, convolves_in_tf32, multiplies_in_tf32
 
 pytestmark = pytest.mark.train
 
@@ -54,3 +54,11 @@ def test_settings_hold_for_a_block_and_are_put_back_without_a_warning(before: st
             assert torch.backends.cuda.matmul.allow_tf32 == (chosen != "highest")
             raise KeyError
     assert settings() == ours
+
+
+def test_convolutions_have_a_setting_of_their_own() -> None:
+    assert (multiplies_in_tf32(), convolves_in_tf32()) == (False, True)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert not convolves_in_tf32()
+    torch.set_float32_matmul_precision("high")
+    assert (multiplies_in_tf32(), convolves_in_tf32()) == (True, True)
