@@ -58,6 +58,11 @@ def compile_model(model: nn.Module, note: Callable[[str], None]) -> None:
         model._compiled_call_impl = call_compiled  # noqa: SLF001 - see above
 
 
+def compiler_failure(error: Exception) -> str | None:
+    """Return in one line why torch's compiler has failed; None for an error that is not the compiler's."""
+    return _reason(error) if _is_of_the_compiler(error) else None
+
+
 def _is_of_the_compiler(error: Exception) -> bool:
     return any(f"{kind.__module__}.".startswith(_COMPILER) for kind in type(error).__mro__)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from smkit.errors import ConfigurationError, SmkitError
 
 _OVERFLOWS_IN_A_ROW = 20
 """What a gradient scaler may take to find its scale: it halves 65,536 to 1 in 16 steps."""
+_SMALLEST_SCALE = 2.0**-24
+"""fp16 holds no smaller number: a gradient that overflows at this scale is none, and each step is skipped."""
 
 
 class Monitor:
@@ -84,11 +86,13 @@ class LossGuard:
     """Stops a run whose loss is no number any more.
 
     Args:
-        scales_gradients: Whether a gradient scaler skips steps that overflow; it may skip 20 in a row.
+        scale: Returns the scale of a gradient scaler, which skips steps that overflow, and may skip 20 in a row; None
+            where gradients are not scaled.
     """
 
-    def __init__(self, *, scales_gradients: bool) -> None:
-        self._allowed = _OVERFLOWS_IN_A_ROW if scales_gradients else 0
+    def __init__(self, scale: Callable[[], float] | None) -> None:
+        self._scale = scale
+        self._allowed = 0 if scale is None else _OVERFLOWS_IN_A_ROW
         self._in_a_row = 0
 
     def check(self, losses: Sequence[float], *, last_step: int, are_final: bool) -> None:
@@ -100,8 +104,17 @@ class LossGuard:
             are_final: Whether the next call is about later steps only; else it repeats these.
 
         Raises:
-            SmkitError: One is NaN or infinite; it names the step.
+            SmkitError: One is NaN or infinite, or gradients are; it names the step.
         """
+        scale = math.inf if self._scale is None else self._scale()
+        if scale < _SMALLEST_SCALE:
+            raise SmkitError(
+                f"the gradients are not finite whatever they are scaled by, and step after step is skipped: the scale "
+                f"has fallen to {scale:.2g} by step {last_step}",
+                where="training_step",
+                fix="look for what has no derivative where it is used, as sqrt, norm or log of 0, or train with "
+                "--precision fp32 to see where NaN begins; the model is that of the last step that was not skipped",
+            )
         in_a_row = self._in_a_row
         for step, loss in enumerate(losses, last_step - len(losses) + 1):
             in_a_row = 0 if math.isfinite(loss) else in_a_row + 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from smkit.distributed import Ranks
-from smkit.errors import ConfigurationError, SmkitError
+from smkit.errors import ConfigurationError
 from smkit.sharding import mesh_of, whole
 
 Strategy = Literal["ddp", "fsdp"]
@@ -152,24 +152,6 @@ def parallel_step(
         _StepModule(model, step), gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
     )
     return ParallelStep(step, ddp)
-
-
-def explained(error: RuntimeError) -> SmkitError | None:
-    """Return what torch says of a step that ranks cannot do together in a person's words; None for any other error."""
-    if "Expected to have finished reduction in the prior iteration" in str(error):
-        return SmkitError(
-            "some of the model's parameters have had no gradient in a step, and the ranks wait for it",
-            where="training_step",
-            fix="let every parameter that requires a gradient take part in the loss, "
-            "or set `find_unused_parameters = True` in the trainer's class",
-        )
-    if "mixed torch.Tensor and DTensor" in str(error):
-        return SmkitError(
-            "a parameter of which each rank holds a part was used without calling the module that it belongs to",
-            where="training_step",
-            fix="call the module, whose forward puts the parameter together, or use --strategy ddp",
-        )
-    return None
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:

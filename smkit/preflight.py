@@ -6,17 +6,21 @@ Each check is a plain function of what it checks; the order of checks is the tra
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from smkit.errors import ConfigurationError, DataError, SmkitError
+
+logger = logging.getLogger(__name__)
 
 L = TypeVar("L", bound=DataLoader[Any])
 
@@ -65,6 +69,17 @@ def total_steps(steps_per_epoch: int | None, epochs: int, max_steps: int | None)
             )
         return max_steps
     return epochs * steps_per_epoch if max_steps is None else min(epochs * steps_per_epoch, max_steps)
+
+
+def warn_of_idle_gpus(device_type: str, gpus: int | None) -> None:
+    """Say that a run computes on the CPU of a host whose GPUs are paid for."""
+    if device_type == "cpu" and gpus:
+        logger.warning(
+            "this host has %s, and PyTorch %s sees none: it trains on the CPU; use an image for GPUs with a CUDA that "
+            "the driver knows, or an instance type without GPUs",
+            "1 GPU" if gpus == 1 else f"{gpus} GPUs",
+            torch.__version__,
+        )
 
 
 def require_writable(*directories: Path) -> None:

@@ -51,10 +51,14 @@ def failure_text(error: BaseException) -> str:
     while cause is not None:
         parts.append(f"  caused by: {_one_line(cause)}")
         cause = cause.__cause__
+    own = own_line(error)
+    return "\n".join([*parts, f"  where: {own}"] if own else parts)
+
+
+def own_line(error: BaseException) -> str:
+    """Return the line of the user's own code that is nearest to an error; nothing if there is none."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_foreign(frame.filename)]
-    if own:
-        parts.append(f"  where: {own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}")
-    return "\n".join(parts)
+    return f"{own[-1].filename}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}" if own else ""
 
 
 def _one_line(error: BaseException) -> str:
@@ -77,7 +81,16 @@ def write_failure(output_dir: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         output_dir.mkdir(parents=True, exist_ok=True)
         with contract.failure_file(output_dir).open("x", encoding="utf-8", errors="replace") as file:
-            file.write(text[: contract.MAX_FAILURE_CHARACTERS])
+            file.write(_shortened(text, contract.MAX_FAILURE_CHARACTERS))
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return `text` in at most so many characters; what an error says of where and how to mend it stays."""
+    if len(text) <= most:
+        return text
+    what, _, rest = text.rpartition("\n  where: ")
+    rest = text[len(what) :][: most // 2] if what else ""
+    return f"{text[: most - len(rest) - 4]} ...{rest}"
 
 
 def end(error: BaseException, *, program: str, output_dir: Path | None) -> int:

@@ -29,8 +29,9 @@ from smkit.claim import claimed
 from smkit.data.batches import Group, Loader
 from smkit.device import Placement
 from smkit.errors import CheckpointError
+from smkit.explanations import explaining
 from smkit.monitor import LossGuard, Monitor
-from smkit.parallel import explained, parallel_step, share_buffers, whole_model
+from smkit.parallel import parallel_step, share_buffers, whole_model
 from smkit.profiling import ProfileWindow
 from smkit.progress import duration
 from smkit.randomness import rank_seed, seed_all
@@ -135,6 +136,7 @@ class Trainer(Script[HP]):
                 float32_matmul_precision=self.hp.float32_matmul_precision, cudnn_benchmark=self.cudnn_benchmark
             ),
             ExitStack() as self._at_the_end,
+            explaining(),
         ):
             self._prepare()
             while not self._is_finished():
@@ -142,8 +144,10 @@ class Trainer(Script[HP]):
                 for group in self._loader.groups():
                     try:
                         self._train_on(batches, group)
-                    except RuntimeError as error:
-                        self._leave_or_explain(error)
+                    except RuntimeError:
+                        # A request to stop that reaches the processes of a user's own DataLoader takes their data away.
+                        if self._stop and self._ranks.world_size == 1:
+                            self._leave()
                         raise
                     # Asked at every step: three comparisons, and no call.
                     if (
@@ -173,6 +177,7 @@ class Trainer(Script[HP]):
         self._monitor = Monitor(hp.monitor_metric, hp.monitor_mode, hp.early_stopping_patience)
         self.placement = Placement.choose(hp.precision, context.local_rank)
         self._autocast = self.placement.autocast()
+        preflight.warn_of_idle_gpus(self.placement.device.type, context.num_gpus)
         seed_all(hp.seed)
         self._loader, self._validation_loader = make_loaders(self, self._monitor)
         require_one_run(
@@ -201,7 +206,8 @@ class Trainer(Script[HP]):
             # The weights are those of one seed; what is drawn in a step is each rank's own.
             seed_all(rank_seed(hp.seed, self._ranks.rank, 0))
         self._agreement, self._is_stopping = Agreement(self._ranks), False
-        guard = LossGuard(scales_gradients=self.placement.scaler is not None)
+        scaler = self.placement.scaler
+        guard = LossGuard(None if scaler is None else scaler.get_scale)
         self._records = make_records(self, self._ranks, guard)
         self._at_the_end.callback(self._records.close)
         self._resume(guard)
@@ -226,7 +232,7 @@ class Trainer(Script[HP]):
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
         store = CheckpointStore(self.context.checkpoint_dir, ranks=self._ranks, mesh=mesh_of(self.model))
-        self._saves = Saves(run, store, self.hp.checkpoint_every_seconds)
+        self._saves = Saves(run, store, self.hp.checkpoint_every_seconds, is_mirrored=self.context.is_sagemaker)
         self._at_the_end.callback(self._saves.close)
         self._saves.check()
         resumed = self._saves.resume()
@@ -285,15 +291,6 @@ class Trainer(Script[HP]):
             records.log.add("train/loss", mean_loss, 1 / world_size)
         if norm is not None:
             records.log.add("train/grad_norm", whole(norm), 1 / world_size)
-
-    def _leave_or_explain(self, error: RuntimeError) -> None:
-        """Leave if the error comes of a stop; raise what it means, if torch's words do not say it."""
-        # A request to stop that reaches the processes of a user's own DataLoader takes their data away.
-        if self._stop and self._ranks.world_size == 1:
-            self._leave()
-        meaning = explained(error)
-        if meaning is not None:
-            raise meaning from error
 
     def _clipped_parameters(self) -> list[Tensor]:
         """Return what the optimizer trains by now, if gradients are clipped."""

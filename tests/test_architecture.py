@@ -21,7 +21,8 @@ ALLOWED = {
     "annotations": set(),
     "hyperparameters": {"annotations", "errors"},
     "secret_references": {"errors"},
-    "wire": {"annotations", "contract", "errors", "hyperparameters", "secret_references"},
+    "documents": set(),
+    "wire": {"annotations", "contract", "documents", "errors", "hyperparameters", "secret_references"},
     # reading data: torch, and neither jobs nor models
     "data": set(),
     "data.batches": set(),
@@ -101,10 +102,10 @@ ALLOWED = {
     # the processes that train together: torch
     "distributed": {"errors"},
     # configuration, torch-free
-    "arguments": {"annotations", "contract", "hyperparameters"},
-    "sources": {"annotations", "arguments", "contract", "wire"},
+    "arguments": {"annotations", "contract", "errors", "hyperparameters"},
+    "sources": {"annotations", "arguments", "contract", "documents", "wire"},
     "settings": {"annotations", "arguments", "errors", "hyperparameters", "sources"},
-    "facts": {"contract", "sources"},
+    "facts": {"contract", "documents", "errors"},
     "report": {"contract", "errors"},
     "context": {
         *("annotations", "arguments", "data.batches", "data.channels", "data.draws", "data.layouts", "data.loader"),
@@ -136,6 +137,7 @@ ALLOWED = {
     "backends": set(),
     "recomputation": {"errors"},
     "compilation": set(),
+    "explanations": {"compilation", "errors", "report"},
     "preflight": {"errors", "hyperparameters"},
     "export": {"errors"},
     "validation": {"data.batches", "device", "errors", "metrics", "randomness"},
@@ -155,7 +157,7 @@ ALLOWED = {
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "claim", "context", "contract"),
-        *("data.batches", "device", "errors", "monitor", "parallel", "preflight", "profiling"),
+        *("data.batches", "device", "errors", "explanations", "monitor", "parallel", "preflight", "profiling"),
         *("progress", "randomness", "report", "run_state", "sameness", "script", "sharding", "start_table"),
         *("stopping", "validation"),
     },
@@ -170,11 +172,12 @@ ALLOWED = {
     "source": set(),
     "source.credentials": set(),
     "source.ignore_rules": {"errors"},
+    "source.nested": set(),
     "source.requirements": set(),
     "source.provenance": {"source.credentials"},
     "source.walk": {"contract", "source.ignore_rules"},
     "source.wheels": {"errors"},
-    "source.survey": {"errors", "source.credentials", "source.ignore_rules", "source.walk"},
+    "source.survey": {"errors", "source.credentials", "source.ignore_rules", "source.nested", "source.walk"},
     "source.archive": {"errors", "source.survey", "source.walk"},
     "source.merge": {"errors", "source.requirements", "source.survey"},
     "source.vendor": {"source.merge", "source.survey", "source.wheels"},
@@ -275,8 +278,8 @@ LIBRARIES = {
     "xxhash": {"manifest"},
     "pydantic": {"annotations", "arguments", "facts", "hyperparameters", "settings", "wire"},
     "pydantic_settings": {"facts"},
-    "yaml": {"sources"},
-    "tomli": {"sources"},
+    "yaml": {"documents"},
+    "tomli": {"documents"},
     "typing_extensions": {"context", "hyperparameters", "settings", "script"},
 }
 

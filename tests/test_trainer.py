@@ -503,6 +503,29 @@ def test_on_a_v100_an_overflow_skips_the_step_and_its_schedule_and_all_goes_on_a
     assert resumed.placement.scaler.state_dict() == scale
 
 
+@pytest.mark.usefixtures("as_on_a_v100")
+def test_gradients_that_are_never_finite_end_the_run_though_its_loss_is_a_number(run: Run) -> None:
+    class Rootless(LineTrainer):
+        def training_step(self, batch: Batch) -> Tensor:
+            return super().training_step(batch) + (self.model.weight * 0).norm().sqrt()
+
+    trainer = run(Rootless, "--batch-size", "38", "--epochs", "100", "--log-every-steps", "10")
+    with pytest.raises(smkit.SmkitError, match=r"(?s)gradients are not finite.*step \d\d.*sqrt, norm or log of 0"):
+        trainer.fit()
+    assert trainer.step < 60
+
+
+def test_a_host_whose_gpus_pytorch_does_not_see_is_told_so(data: Path, tmp_path: Path, caplog: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("PyTorch sees a GPU here")
+    argv = [f"--channel=train={data}", f"--run-dir={tmp_path}", "--max-steps=1"]
+    LineTrainer(smkit.TrainingContext.load(Settings, argv, {"SM_NUM_GPUS": "8"})).fit()
+    assert "this host has 8 GPUs, and PyTorch" in caplog.text
+    caplog.clear()
+    LineTrainer(smkit.TrainingContext.load(Settings, argv, {"SM_NUM_GPUS": "0"})).fit()
+    assert caplog.text == ""
+
+
 @pytest.mark.endurance
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_recomputed_averaged_and_profiled_it_is_the_same_training(run: Run, tmp_path: Path) -> None:
