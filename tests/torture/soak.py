@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 import signal
 import subprocess
@@ -28,7 +29,7 @@ SETTINGS = ("--epochs", "1000000", "--batch-size", "20", "--log-every-steps", "1
 SETTINGS += ("--checkpoint-every-seconds", "0.5", "--ema-decay", "0.99", "--monitor-metric", "error")
 STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
 WARM_UP_SECONDS = 8
-SHORTEST_SECONDS = 24
+SHORTEST_SAMPLES = 18
 """Of a life whose peaks are compared."""
 SLACK = {"memory_mb": 12.0, "files": 2, "threads": 1, "processes": 0}
 """By how much a later peak may exceed an earlier one: the allocator's arenas, a file that is just being written."""
@@ -100,13 +101,18 @@ def committed_step(run: Path) -> int:
     return max((int(path.parent.name.split("-")[1]) for path in run.glob("checkpoints/*/manifest.json")), default=0)
 
 
+def trained(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Return a life without its start and its first records, in which what it needs is made."""
+    begun = next((sample.seconds for sample in samples if sample.step > samples[0].step), math.inf)
+    return [sample for sample in samples if sample.seconds > begun + WARM_UP_SECONDS]
+
+
 def unbounded(samples: Sequence[Sample]) -> list[str]:
-    """Return what has a higher peak in the last third of a life than in its first."""
-    settled = [sample for sample in samples if sample.seconds > samples[0].seconds + WARM_UP_SECONDS]
-    third = len(settled) // 3
+    """Return what has a higher peak in the last third of a training than in its first."""
+    third = len(samples) // 3
     problems = []
     for name, slack in SLACK.items():
-        values = [getattr(sample, name) for sample in settled]
+        values = [getattr(sample, name) for sample in samples]
         early, late = max(values[:third]), max(values[-third:])
         if late > early + slack:
             problems.append(f"{name} grew from {early:.0f} to {late:.0f} in {len(samples)} s")
@@ -158,9 +164,8 @@ class Soak:
         if before and "new start" in said:
             problems.append(f"step {before} was committed, and it began again")
         self.count("stop, and go on", problems, Outcome.LOST)
-        own = self.samples[first:]
-        if len(own) >= SHORTEST_SECONDS:
-            self.count("memory, files and threads of a life", unbounded(own))
+        if len(settled := trained(self.samples[first:])) >= SHORTEST_SAMPLES:
+            self.count("memory, files and threads of a life", unbounded(settled))
 
     def check_disk(self) -> None:
         rows = [
