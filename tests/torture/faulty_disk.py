@@ -1,4 +1,4 @@
-"""The disk of `faulty_disk.c`: how it is compiled, what it is ordered, and how its log is read."""
+"""The disk of `faulty_disk.c` and the clock of `wrong_clock.c`: their library, their orders, and what the log says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("faulty_disk.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("faulty_disk.c", "wrong_clock.c")]
 
 
 def is_available() -> bool:
@@ -21,18 +21,8 @@ def compiled(folder: Path) -> Path:
     library = folder / "faulty_disk.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            "gcc",
-            "-shared",
-            "-fPIC",
-            "-O1",
-            "-Wall",
-            "-Wno-nonnull-compare",
-            "-o",
-            str(library),
-            str(SOURCE),
-            "-ldl",
-        ]
+        sources = [str(source) for source in SOURCES]
+        command = ["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), *sources, "-ldl"]
         subprocess.run(command, check=True)
     return library
 

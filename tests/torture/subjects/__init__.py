@@ -48,6 +48,8 @@ class Order:
     settings: tuple[str, ...] = ()
     disk: str = ""
     world_size: int = 1
+    workers: int = 0
+    clock: float = 0.0
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -94,8 +96,13 @@ class Notes:
         self.ended = next((_state(line) for line in lines if line["event"] == "ended"), None)
         self.committed = [int(line["step"]) for line in lines if line["event"] == "committed"]
         """The steps that the framework has called saved."""
-        self.samples = [list(line["samples"]) for line in lines if line["event"] == "step"]
+        self.saving = [int(line["step"]) for line in lines if line["event"] == "saving"]
+        """The steps whose saves were begun; smkit's only."""
+        steps = [line for line in lines if line["event"] == "step"]
+        self.samples = [list(line["samples"]) for line in steps]
         """Of each step, in the order in which they were done."""
+        self.learned = [line["learned"] for line in steps]
+        """A digest of all that was learned before each step."""
 
 
 def _state(line: Mapping[str, Any]) -> State:
@@ -163,9 +170,10 @@ class Subject:
     Args:
         name: `smkit`, `lightning`, `accelerate`, `huggingface` or `torch.save`.
         disk: The library of `torture.faulty_disk`, for runs with orders for it.
+        through: A command that starts the server, such as one that takes rights away.
     """
 
-    def __init__(self, name: str, disk: Path | None = None) -> None:
+    def __init__(self, name: str, disk: Path | None = None, through: Sequence[str] = ()) -> None:
         self.name = name
         here = Path(__file__).parent.parent.parent
         paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
@@ -180,7 +188,7 @@ class Subject:
         if disk is not None:
             environment["LD_PRELOAD"] = str(disk)
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "torture.subjects.server", name],
+            [*through, sys.executable, "-m", "torture.subjects.server", name],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 # Imported here, once, for all of the runs that are forked afterwards.
@@ -18,49 +19,72 @@ import smkit.trainer
 from smkit.checkpoint import CheckpointStore
 from torture.subjects.training import BATCH_SIZE, SEED, Batch, Counting, Network, Notes, Samples
 
+VALIDATING = "--monitor-metric"
+"""With this word among its settings a run validates, and its best model is exported."""
+
 
 class Settings(smkit.Hyperparameters):
     pass
 
 
+class NotedStore(CheckpointStore):
+    """It notes when a save begins, and at once when the store says of a step that it is saved."""
+
+    notes: Notes
+
+    def save(self, step: int, *arguments: Any, **more: Any) -> Any:
+        self.notes.saving(step)
+        return super().save(step, *arguments, **more)
+
+    def start(self, step: int, *arguments: Any, **more: Any) -> float:
+        self.notes.saving(step)
+        return super().start(step, *arguments, **more)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "saved_step" and value is not None and self.notes.order.rank == 0:
+            self.notes.committed(value)
+
+
+class Trained(smkit.Trainer[Settings]):
+    notes: Notes
+
+    def build_model(self) -> nn.Module:
+        return Network(self.notes)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return Counting(model)
+
+    def build_dataset(self, channel: smkit.Channel) -> Dataset[Any]:
+        return Samples()
+
+    def training_step(self, batch: Batch) -> Tensor:
+        if not self.notes.has_begun:
+            self.notes.began(self.step, self.model, self.optimizer)
+        loss: Tensor = self.model(**batch)["loss"]
+        return loss
+
+    def validation_step(self, batch: Batch) -> dict[str, Any]:
+        return {"loss": self.model(**batch)["loss"]}
+
+    def export_model(self, directory: Path) -> None:
+        super().export_model(directory)
+        if not self.notes.has_begun:
+            self.notes.began(self.step, self.model, self.optimizer)
+        self.notes.ended(self.step, self.model, self.optimizer)
+
+
 def run(notes: Notes) -> None:
     """Train as a script does; the process ends by SystemExit."""
     order = notes.order
-
-    class NotedStore(CheckpointStore):
-        """It notes at once when the store says of a step that it is saved."""
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__(name, value)
-            if name == "saved_step" and value is not None and order.rank == 0:
-                notes.committed(value)
-
-    smkit.trainer.CheckpointStore = NotedStore  # type: ignore[attr-defined]
-
-    class Trained(smkit.Trainer[Settings]):
-        def build_model(self) -> nn.Module:
-            return Network(notes)
-
-        def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-            return Counting(model)
-
-        def build_dataset(self, channel: smkit.Channel) -> Dataset[Any]:
-            return Samples()
-
-        def training_step(self, batch: Batch) -> Tensor:
-            if not notes.has_begun:
-                notes.began(self.step, self.model, self.optimizer)
-            loss: Tensor = self.model(**batch)["loss"]
-            return loss
-
-        def export_model(self, directory: Any) -> None:
-            super().export_model(directory)
-            if not notes.has_begun:
-                notes.began(self.step, self.model, self.optimizer)
-            notes.ended(self.step, self.model, self.optimizer)
-
+    Trained.notes = NotedStore.notes = notes
+    smkit.trainer.CheckpointStore = NotedStore  # type: ignore[misc]
+    if order.workers:
+        Trained.workers, Trained.num_workers = "process", order.workers
     data = order.notes.parent
     sys.argv = ["train.py", "--run-dir", str(order.folder), "--channel", f"train={data}", "--seed", str(SEED)]
     sys.argv += ["--epochs", str(order.epochs), "--batch-size", str(BATCH_SIZE)]
     sys.argv += ["--checkpoint-every-seconds", str(order.every_seconds), "--log-every-steps", "3", *order.settings]
+    if VALIDATING in order.settings:
+        sys.argv += ["--channel", f"validation={data}"]
     Trained.main()

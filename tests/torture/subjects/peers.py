@@ -1,15 +1,13 @@
-"""The peers, each with what its documentation says of saving and of going on: after each step, and by the same command."""
+"""The peers, each with what its documentation says of saving, after each step, and of going on by the same command."""
 
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torture.subjects.training import BATCH_SIZE, SEED, STEPS_PER_EPOCH, Batch, Counting, Network, Notes, Samples
@@ -130,7 +128,7 @@ def accelerate(notes: Notes) -> None:
     model, optimizer, loader = accelerator.prepare(own, own_optimizer, _loader())
     position = Position()
     accelerator.register_for_checkpointing(position)
-    if (order.folder / "checkpoints").is_dir() and os.listdir(order.folder / "checkpoints"):
+    if any((order.folder / "checkpoints").glob("*")):
         accelerator.load_state()
         # As its message says: the names go on where the numbers stood.
         project.iteration = position.step

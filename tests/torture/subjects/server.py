@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,8 @@ def run(order: Order, log: str, do: Callable[[Notes], None]) -> None:
         torch.set_num_threads(1)
         order.folder.mkdir(parents=True, exist_ok=True)
         notes = Notes(order)
+        tempfile.tempdir = None  # what the server has found before is not what this run's environment says
+        notes.set_clock()
         notes.watch_disk()
         do(notes)
         status = 0

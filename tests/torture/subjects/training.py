@@ -1,8 +1,8 @@
 """The training that every subject does, small and with every value known; and the notes that a run leaves of itself.
 
-All values of the parameter `counted` and of its optimizer state equal the number of steps; the layers learn with dropout,
-momentum and shuffled samples, and come out bit by bit the same only if a resumed run forgets nothing. The notes are lines
-of JSON in a file of their own, outside of what is attacked; a run that is killed has left what it had noted.
+All values of the parameter `counted` and of its optimizer state equal the number of steps; the layers learn with
+dropout, momentum and shuffled samples, and come out bit by bit the same only if a resumed run forgets nothing.
+The notes are lines of JSON in a file of their own, outside of what is attacked; a run that is killed has left them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Order:
         disk: Orders for `faulty_disk.c`, obeyed from the start of the training; empty: none.
         rank: Of this process.
         world_size: How many processes there are; more than one for smkit alone.
+        workers: Processes that load the data, where a framework has such.
+        clock: Seconds by which the clock is wrong, and in each step is wrong anew, up to that much either way.
         port: Where they meet.
         environment: More environment variables.
     """
@@ -62,6 +65,8 @@ class Order:
     disk: str = ""
     rank: int = 0
     world_size: int = 1
+    workers: int = 0
+    clock: float = 0.0
     port: int = 0
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -104,7 +109,8 @@ class Network(nn.Module):
         self.notes = notes
 
     def forward(self, pixels: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        self.notes.step(index)
+        if self.training:
+            self.notes.step(index)
         logits = self.layers(pixels)
         # Its gradient is zero; that it has one, several processes want to see.
         return {"loss": cross_entropy(logits, labels) + 0.0 * self.counted.sum(), "logits": logits}
@@ -130,8 +136,8 @@ class Counting(Optimizer):
             for parameter in group["params"]:
                 memory = self.state[parameter].setdefault("memory", torch.zeros_like(parameter))
                 if group["counts"]:
-                    memory += 1
-                    parameter += 1
+                    memory.add_(1)
+                    parameter.add_(1)
                 elif parameter.grad is not None:
                     memory.mul_(0.9).add_(parameter.grad)
                     parameter.sub_(group["lr"] * memory)
@@ -139,7 +145,7 @@ class Counting(Optimizer):
 
 
 class Notes:
-    """What a run says of itself: its start, each step, each checkpoint that it counts as saved, its end."""
+    """What a run says of itself: its start, each step, each save, each checkpoint that it counts as saved, its end."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -147,7 +153,8 @@ class Notes:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._disk = ctypes.CDLL(None)
         self._is_watched = hasattr(self._disk, "faulty_disk_obey")
-        self.has_begun = False
+        self._clock = random.Random(f"{order.clock} {order.notes}")
+        self._parts: tuple[nn.Module, Any] | None = None
 
     def write(self, **words: Any) -> None:
         os.write(self._file, json.dumps(words).encode() + b"\n")
@@ -159,15 +166,31 @@ class Notes:
                 raise RuntimeError("this process has no faulty disk: LD_PRELOAD it")
             self._disk.faulty_disk_obey(self.order.disk.encode())
 
+    @property
+    def has_begun(self) -> bool:
+        return self._parts is not None
+
     def began(self, step: int, model: nn.Module, optimizer: Any) -> None:
         """Note where the framework says that it goes on, and what the values say."""
-        self.has_begun = True
+        self._parts = (model, optimizer)
         self.write(event="began", step=step, **values_of(model, optimizer))
 
     def step(self, index: Tensor) -> None:
-        self.write(event="step", samples=index.tolist())
+        """Note the samples of a step before it is done, and what has been learned until then."""
+        learned = values_of(*self._parts)["learned"] if self._parts else None
+        self.write(event="step", samples=index.tolist(), learned=learned)
+        self.set_clock()
         if self.order.seconds_per_step:
             time.sleep(self.order.seconds_per_step)
+
+    def set_clock(self) -> None:
+        """Make the clock wrong, if it is to be."""
+        if self.order.clock:
+            self._disk.wrong_clock_set(int(self._clock.uniform(-1, 1) * self.order.clock))
+
+    def saving(self, step: int) -> None:
+        """Note that a save of a step is begun."""
+        self.write(event="saving", step=step)
 
     def committed(self, step: int) -> None:
         """Note that the framework has said: this step is saved."""
