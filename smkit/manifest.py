@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -77,16 +78,16 @@ class Manifest:
                 raise DamageError.of(path, "its own hash does not match")
             if content["format"] != _FORMAT:
                 raise CheckpointError(
-                    f"the checkpoint is of format {content['format']}; this version of smkit reads format {_FORMAT}",
+                    f"the checkpoint is of format {content['format']!r:.40}; this smkit reads format {_FORMAT}",
                     where=str(path),
                     fix="resume with the version of smkit that wrote it, or use another checkpoint directory",
                 )
             if content["directory"] != directory.name:
                 raise DamageError.of(path, f"belongs to {content['directory']}")
-            files = {name: (entry["bytes"], entry["xxh3_128"]) for name, entry in content["files"].items()}
-            score = None if content["score"] is None else float(content["score"])
-            return cls(directory, int(content["step"]), int(content["ordinal"]), score, files)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            files = {name: (_count(entry["bytes"]), str(entry["xxh3_128"])) for name, entry in content["files"].items()}
+            score = None if content["score"] is None else _finite(content["score"])
+            return cls(directory, _count(content["step"]), _count(content["ordinal"]), score, files)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DamageError.of(path, "is not a manifest") from error
 
     def sizes_match(self, names: Iterable[str]) -> bool:
@@ -159,7 +160,14 @@ def commit(directory: Path, entries: Entries, *, step: int, ordinal: int, score:
 
 def is_committed(directory: Path) -> bool:
     """Whether there is a manifest, sound or not."""
-    return os.path.lexists(directory / _NAME)
+    try:
+        os.lstat(directory / _NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        # It cannot be looked at: what must not be taken for a checkpoint that never was, and removed.
+        return True
+    return True
 
 
 def remove(directory: Path) -> None:
@@ -206,9 +214,8 @@ def _read_file(
 ) -> memoryview:
     """Return the content of a file; a link is not followed, a pipe is empty and not waited for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            size = os.fstat(descriptor).st_size
+        with open(path, "rb", buffering=0, opener=_as_it_is) as file:
+            size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise DamageError.of(path, f"has {size:,} bytes, more than {max_bytes:,}")
             # Memory that nobody has filled with zeros before; an empty piece of it cannot be had.
@@ -225,6 +232,10 @@ def _read_file(
         raise DamageError.of(path, f"cannot be read: {error.strerror}") from error
 
 
+def _as_it_is(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def _refuse_links(directory: Path) -> None:
     try:
         paths = [directory] if directory.is_symlink() else list(directory.iterdir())
@@ -239,6 +250,19 @@ def _blocks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
     for piece in pieces:
         for start in range(0, len(piece), _BLOCK_BYTES):
             yield piece[start : start + _BLOCK_BYTES]
+
+
+def _count(value: object) -> int:
+    """Return a number of things; what a manifest says can be anything, for who forges it forges its hash too."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r:.80} is no number of things")
+    return value
+
+
+def _finite(value: object) -> float:
+    if type(value) not in (int, float) or not math.isfinite(number := float(value)):  # type: ignore[arg-type]
+        raise ValueError(f"{value!r:.80} is no number")
+    return number
 
 
 def _sha256(content: Mapping[str, Any]) -> str:

@@ -78,8 +78,8 @@ class Monitor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a saved state."""
         self.best_score = state["best_score"]
-        self._without_progress = state["without_progress"]
-        self.judged_step = state["judged_step"]
+        self._without_progress = int(state["without_progress"])
+        self.judged_step = int(state["judged_step"])
 
 
 class LossGuard:
@@ -133,4 +133,4 @@ class LossGuard:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Take up a saved state."""
-        self._in_a_row = state["in_a_row"]
+        self._in_a_row = int(state["in_a_row"])

@@ -78,12 +78,20 @@ class Candidate:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it may be removed: neither a link nor of a format that only another version can judge."""
-        return isinstance(self.manifest, (Manifest, DamageError)) and not self.directory.is_symlink()
+        """Whether it may be removed: a folder, no link, and not of a format that only another version can judge."""
+        is_folder = self.directory.is_dir() and not self.directory.is_symlink()
+        return is_folder and isinstance(self.manifest, (Manifest, DamageError))
 
     def looks_whole(self) -> bool:
         """Whether the files that rank 0 has written are there with their sizes; other hosts can have the others."""
         return isinstance(self.manifest, Manifest) and self.manifest.sizes_match([TREE_FILE, TENSOR_FILE])
+
+    def never_arrived(self) -> bool:
+        """Whether it is a store's first save, and some of its files are not there: a mirror that was cut has left that."""
+        manifest = self.manifest
+        if not isinstance(manifest, Manifest) or manifest.ordinal != 1:
+            return False
+        return not all(os.path.lexists(self.directory / name) for name in manifest.files)
 
     def at(self, directory: Path) -> Candidate:
         """Return the same directory at its place on another host."""
@@ -94,9 +102,9 @@ class Candidate:
 
 
 def find(store: Path) -> list[Candidate]:
-    """Return every directory and link that bears a checkpoint's name, newest first."""
+    """Return all that bears a checkpoint's name, newest first; what is no directory is a candidate that is damaged."""
     with os.scandir(store) as entries:
-        named = [Path(entry) for entry in entries if _DIRECTORY_NAME.fullmatch(entry.name) and not entry.is_file()]
+        named = [Path(entry) for entry in entries if _DIRECTORY_NAME.fullmatch(entry.name)]
     return sorted(map(Candidate.read, named), key=lambda candidate: candidate.age, reverse=True)
 
 
@@ -156,7 +164,7 @@ class Loading:
             self._parts[name] = cut.assembled(holders, start, stop, partial(part, name))
         if self._mesh is not None:
             self._parts = {name: distributed(part, cuts[name], self._mesh) for name, part in self._parts.items()}
-        elif self._ranks.is_first:
+        if self._ranks.is_first:
             rebuilt(self._tree, self._tensors | self._parts)
 
     def _bounds(self, cut: Cut) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ class RunState:
             "placement": placement,
             "monitor": monitor,
             "loss_guard": loss_guard,
-            "own": own,
         }
+        self._own = own
         self._hyperparameters = dict(hyperparameters)
         self._built = _as_built(optimizer, scheduler, monitor)
 
@@ -107,6 +107,7 @@ class RunState:
             "metrics": self._log.state_dict(),
             "hyperparameters": self._hyperparameters,
             "built": self._built,
+            "own": dict(self._own.state_dict()),
             **{name: dict(part.state_dict()) for name, part in self._parts.items()},
         }
 
@@ -125,6 +126,16 @@ class RunState:
             CheckpointError: The checkpoint belongs to another model, optimizer, schedule or data set.
         """
         state = checkpoint.state
+        with _understood(checkpoint):
+            changed = self._restore(checkpoint, state)
+            own = dict(state["own"])
+        # Outside, for what goes wrong in it is the user's own.
+        self._own.load_state_dict(own)
+        with _understood(checkpoint):
+            self._restore_random(state["random"], checkpoint.step)
+        return changed
+
+    def _restore(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> list[str]:
         differences = _differences(state["hyperparameters"], self._hyperparameters)
         changed = [difference for difference in differences if not difference.startswith(_FREE)]
         other = _differences(state["built"]["fixed"], self._built["fixed"])
@@ -147,11 +158,15 @@ class RunState:
         self._log.load_state_dict(state["metrics"], checkpoint.step)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
-        if self._ranks.rank < len(state["random"]):
-            restore_random_state(state["random"][self._ranks.rank])
-        else:
-            seed_all(rank_seed(self._hyperparameters["seed"], self._ranks.rank, checkpoint.step))
         return [*changed, *_differences(state["built"]["options"], self._built["options"], "optimizer")]
+
+    def _restore_random(self, of_ranks: Sequence[Any], step: int) -> None:
+        if not of_ranks:
+            raise ValueError("there are no random generators")
+        if self._ranks.rank < len(of_ranks):
+            restore_random_state(of_ranks[self._ranks.rank])
+        else:
+            seed_all(rank_seed(self._hyperparameters["seed"], self._ranks.rank, step))
 
     def use_weights(self, checkpoint: Checkpoint) -> None:
         """Put the weights of a checkpoint back, and nothing else."""
@@ -212,12 +227,16 @@ class Saves:
         run: The parts of the run.
         store: Where they are saved.
         every_seconds: What the user chose; None chooses a pace that costs less than 1 % of the run.
+        is_mirrored: Whether the store is a job's, which SageMaker mirrors to S3.
     """
 
-    def __init__(self, run: RunState, store: CheckpointStore, every_seconds: float | None) -> None:
+    def __init__(
+        self, run: RunState, store: CheckpointStore, every_seconds: float | None, *, is_mirrored: bool
+    ) -> None:
         self._run = run
         self._store = store
         self._every_seconds = every_seconds
+        self._is_mirrored = is_mirrored
         # Adam's state and the weights; only the order of magnitude matters.
         self._size_bytes = 3 * sum(parameter.nbytes for parameter in run.model.parameters())
         self._durable: tuple[int, int] | None = None
@@ -227,8 +246,11 @@ class Saves:
 
     def _note(self, step: int, stall_seconds: float) -> None:
         """Note which state was handed to the store: its step, and the last validation that it knows of."""
+        is_first = self._begun[0] == 0 < step and self._durable is None
         self._begun = (step, self._run.monitor.judged_step)
-        self.due_time = time.monotonic() + checkpoint_interval(self._every_seconds, stall_seconds, self._size_bytes)
+        self.due_time = time.monotonic() + checkpoint_interval(
+            self._every_seconds, stall_seconds, self._size_bytes, uploads_first=is_first and self._is_mirrored
+        )
         """When the next save is due, by `time.monotonic()`."""
 
     def resume(self) -> tuple[int, list[str]] | None:
@@ -237,8 +259,8 @@ class Saves:
         if checkpoint is None:
             return None
         changed = self._run.restore(checkpoint)
+        self._durable = (checkpoint.step, self._run.monitor.judged_step)
         self._note(checkpoint.step, stall_seconds=0.0)
-        self._durable = self._begun
         return checkpoint.step, changed
 
     def prepare(self, step: int) -> None:
@@ -313,6 +335,19 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         return [] if is_same else [f"{name}: {before}, now {now}"]
     prefix = f"{name}." if name else ""
     return [text for key, old, new in pairs for text in _differences(old, new, f"{prefix}{key}")]
+
+
+@contextlib.contextmanager
+def _understood(checkpoint: Checkpoint) -> Iterator[None]:
+    """Make a clear error of a state that is not built as a run's: its hashes prove its bytes, and not its sense."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} does not hold the state of a run: {error!r:.200}",
+            where=str(checkpoint.directory),
+            fix="go on with the version of smkit that wrote it, or remove the directory to go on from the one before",
+        ) from error
 
 
 def _does_not_fit(checkpoint: Checkpoint, why: str, changed: list[str]) -> CheckpointError:

@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
 import smkit
+from smkit.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.train
 
@@ -152,6 +153,19 @@ def test_fit_can_be_called_again_after_an_error(run: Run) -> None:
     at_once = run(LineTrainer, "--epochs", "4")
     at_once.fit()
     assert weights(trainer) == weights(at_once)
+
+
+@pytest.mark.parametrize("part", ["model", "metrics", "monitor", "loss_guard", "random", "data", "built"])
+@pytest.mark.parametrize("value", [None, 7, [], {}])
+def test_a_state_that_is_whole_and_not_a_runs_is_a_clear_error(part: str, value: Any, run: Run) -> None:
+    run(LineTrainer).fit()
+    store = CheckpointStore(run.directory / "checkpoints")
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    store.save(checkpoint.step + 1, checkpoint.state | {part: value})
+    with pytest.raises(smkit.CheckpointError) as caught:
+        run(LineTrainer, "--epochs", "9").fit()
+    assert f"step-{checkpoint.step + 1:09d}" in caught.value.where
 
 
 def test_a_best_checkpoint_that_is_damaged_costs_only_the_best(run: Run, caplog: pytest.LogCaptureFixture) -> None:

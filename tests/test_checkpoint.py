@@ -32,6 +32,7 @@ from torch import nn
 
 from smkit.checkpoint import CheckpointStore
 from smkit.errors import CheckpointError, ConfigurationError
+from smkit.manifest import is_committed
 
 pytestmark = pytest.mark.train
 
@@ -407,7 +408,7 @@ def test_an_unknown_format_is_refused_and_never_removed(tmp_path: Path) -> None:
         store.latest()
     for step in (3, 4, 5, 6):
         store.save(step, state_of(step))
-    assert steps_in(tmp_path) == [2, 4, 5, 6]
+    assert steps_in(tmp_path) == [1, 2, 4, 5, 6]
     checkpoint = store.latest()
     assert checkpoint is not None
     assert checkpoint.step == 6
@@ -570,6 +571,107 @@ def test_a_planted_pickle_is_never_executed(name: str, is_forged: bool, tmp_path
         assert checkpoint.step == 1
         assert not mark.exists()
         shutil.rmtree(tmp_path / "store")
+
+
+# A hash is no signature: whoever can write can make a checkpoint that verifies
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"ordinal": value} for value in (math.inf, 1.5, -1, 10**4000, "7", True)),
+        *({"score": value} for value in (math.nan, 10**4000, "7", [])),
+        *({"step": value} for value in (math.inf, None)),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_verifies_and_holds_nonsense_is_passed_over(
+    changes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, 1, 2)
+    forge_manifest(directory_of(2, tmp_path), **changes)
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert f"{directory_of(2, tmp_path) / 'manifest.json'}: is not a manifest" in caplog.text
+    store.save(3, state_of(3))
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": [300], "data_offsets": [0, 0]},
+        {"shape": [2**50], "data_offsets": [0, 0]},
+        {"data_offsets": [1024, 0]},
+        {"data_offsets": [4, 0]},
+        {"data_offsets": [-1024, 0]},
+        {"shape": [-1]},
+        {"shape": [-16, -16]},
+        {"shape": [255]},
+        {"dtype": "F64"},
+    ],
+    ids=str,
+)
+def test_a_tensor_that_is_not_where_it_says_is_never_made_up(
+    entry: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, 1, 2)
+    file = directory_of(2, tmp_path) / "tensors.safetensors"
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["model.weight"] |= entry
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+    forge_manifest(file.parent)
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert f"{file.parent}: does not hold a state" in caplog.text
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_what_bears_a_checkpoints_name_and_is_no_directory_is_named_and_left_alone(
+    make: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, 1)
+    other = tmp_path / "step-000000002-abcdef"
+    make(other)
+    assert store.latest() is not None
+    assert f"{other}: cannot be read: Not a directory" in caplog.text
+    caplog.clear()
+    for step in (3, 4, 5, 6):
+        store.save(step, state_of(step))
+    assert other.exists()
+    assert not caplog.text
+
+
+@contextlib.contextmanager
+def without_power() -> Iterator[None]:
+    """Let permissions count for root too."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_checkpoints_that_may_not_be_read_are_no_fresh_start_and_are_not_removed() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        store = filled(Path(folder), 1, 2)
+        for directory in Path(folder).iterdir():
+            directory.chmod(0)
+        with without_power(), pytest.raises(CheckpointError, match="none is whole(?s:.*)Permission denied"):
+            store.latest()
+        for directory in Path(folder).iterdir():
+            assert not is_committed(directory / "nowhere")
+            with without_power():
+                assert is_committed(directory)
+            directory.chmod(0o700)
 
 
 # Durability
@@ -882,7 +984,7 @@ def test_a_negative_step_and_a_small_keep_are_refused(tmp_path: Path) -> None:
 # What is removed
 
 
-def test_the_three_newest_and_the_best_are_kept_and_nothing_of_others_is_removed(
+def test_the_three_newest_the_best_and_the_first_are_kept_and_nothing_of_others_is_removed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outside = directory_of_new(tmp_path / "outside", 1)
@@ -898,11 +1000,11 @@ def test_the_three_newest_and_the_best_are_kept_and_nothing_of_others_is_removed
         (store / name / "tensors.safetensors.part").write_text("a save that was cut off")
     untouched = {path.name for path in store.iterdir()} - {"step-000000003-000000"}
     checkpoints = CheckpointStore(store)
-    for step, score in [(1, 0.5), (2, 0.9), (3, 0.1), (4, None), (5, 0.2), (6, 0.3)]:
+    for step, score in [(0, 0.4), (1, 0.5), (2, 0.9), (3, 0.1), (4, None), (5, 0.2), (6, 0.3)]:
         checkpoints.save(step, state_of(step), score=score)
     left = {path.name for path in store.iterdir()}
     assert untouched <= left
-    assert sorted(int(name.split("-")[1]) for name in left - untouched) == [2, 4, 5, 6]
+    assert sorted(int(name.split("-")[1]) for name in left - untouched) == [0, 2, 4, 5, 6]
     assert len(list(outside.iterdir())) == 3
     assert not caplog.text
     checkpoints.save(1, state_of(1))
@@ -915,12 +1017,50 @@ def test_a_damaged_checkpoint_does_not_count_as_one_of_the_kept(tmp_path: Path) 
     os.truncate(directory_of(2, tmp_path) / "manifest.json", 5)
     store = CheckpointStore(tmp_path)
     assert store.latest() is not None
-    for step, expected in [(4, [1, 2, 3, 4]), (5, [1, 2, 3, 4, 5]), (6, [4, 5, 6])]:
+    for step, expected in [(4, [1, 2, 3, 4]), (5, [1, 2, 3, 4, 5]), (6, [1, 4, 5, 6])]:
         store.save(step, state_of(step))
         assert steps_in(tmp_path) == expected
     (directory_of(5, tmp_path) / "state.json").unlink()
     store.save(7, state_of(7))
-    assert steps_in(tmp_path) == [4, 5, 6, 7]
+    assert steps_in(tmp_path) == [1, 4, 5, 6, 7]
+
+
+def test_of_every_hundred_saves_the_first_stays_for_a_mirror_that_is_slow(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in range(1, 204):
+        store.save(step, {})
+        if step in (4, 104):
+            assert steps_in(tmp_path) == sorted({1, step // 100 * 100 + 1, step - 2, step - 1, step})
+    assert steps_in(tmp_path) == [101, 201, 202, 203]
+
+
+def test_on_a_full_disk_they_make_room(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2500k", "tmpfs") as disk:
+        store = CheckpointStore(disk / "store")
+        for step in range(1, 6):
+            store.save(step, {"model": torch.zeros(100_000)})
+        assert steps_in(disk / "store") == [1, 3, 4, 5]
+        (disk / "other").write_bytes(b"0" * 700_000)
+        with pytest.raises(CheckpointError, match="free"):
+            store.save(6, {"model": torch.zeros(100_000)})
+        assert steps_in(disk / "store") == [3, 4, 5]
+        store.save(7, {"model": torch.zeros(100_000)})
+        assert steps_in(disk / "store") == [4, 5, 7]
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_a_first_save_that_the_mirror_has_not_brought_whole_is_named_and_no_hindrance(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, 10)
+    (directory_of(10, tmp_path) / name).unlink()
+    assert store.latest() is None
+    assert f"{name}: is missing" in caplog.text
+    filled(tmp_path, 5, 6)
+    for directory in (directory_of(5, tmp_path), directory_of(6, tmp_path)):
+        (directory / name).unlink()
+    with pytest.raises(CheckpointError, match="none is whole"):
+        store.latest()
 
 
 def test_a_checkpoint_half_removed_does_not_count(
@@ -929,7 +1069,7 @@ def test_a_checkpoint_half_removed_does_not_count(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    store = filled(tmp_path, 1, 2, 3)
+    store = filled(tmp_path, 0, 1, 2, 3)
     oldest = directory_of(1, tmp_path)
     monkeypatch.setattr(shutil, "rmtree", refuse)
     store.save(4, state_of(4))
