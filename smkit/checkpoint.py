@@ -39,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 _MIN_KEEP = 3
 _FAILURES_TO_RAISE = 3
+_SAVES_BETWEEN_MILESTONES = 100
+_MILESTONES = 2
+"""A mirror that takes longer than there is between two saves may bring none of the newest to S3 before its deletion.
+These stay long enough for it: the first save, and every hundredth after it."""
 _MODEL_KEY = "model"
 """The key of a state below which NaN is refused."""
 
@@ -48,7 +52,9 @@ class CheckpointStore:
 
     Args:
         directory: Where they lie; made by the first save.
-        keep: How many of the newest to keep, three or more, besides the one with the best score.
+        keep: How many of the newest to keep, three or more. Besides them are kept the one with the best score and, for
+            a mirror that is slower than the saves, two older ones, as long as the disk has room: of every hundred saves
+            the first.
         ranks: The processes that save one state together, by default this one alone. All call the same methods in the
             same order; rank 0's state is what is saved, and of tensors of which each rank holds a part (DTensor, as
             FSDP2 makes them), all parts. Hosts may have directories of their own, if what is in one of them gets to the
@@ -152,13 +158,14 @@ class CheckpointStore:
         """Return the newest whole checkpoint by step, and warn of each one that is passed over.
 
         Returns:
-            None only if there is no manifest in the store at all.
+            None only if there is no manifest in the store at all, or only that of the first save, some of whose files
+            are not there: the mirror to S3 was cut before there was anything to go on from.
 
         Raises:
             CheckpointError: There are manifests and not one whole checkpoint, or the newest one is of a newer smkit.
         """
         found, problem = self._read_all()
-        required = any(is_committed(candidate.directory) for candidate in found)
+        required = any(is_committed(one.directory) and not one.never_arrived() for one in found)
         return self._first_whole(found, required=required, problem=problem)
 
     def best(self) -> Checkpoint | None:
@@ -271,9 +278,12 @@ class CheckpointStore:
                 problem = _SaveError.of(error, staged)
             except Exception as error:  # whatever it is, the other ranks wait for word
                 problem = staged.unexpected(error)
+        if isinstance(problem, _FullDiskError) and self._ranks.is_first:
+            superseded = self._expendable()
         problem, superseded = self._ranks.gathered_in_background((problem, superseded))[0]
         if problem is not None:
             _forget(staged.directory)
+            self._remove(superseded)
             if isinstance(problem, _SaveError):
                 self._failures += 1
             raise problem
@@ -289,11 +299,12 @@ class CheckpointStore:
         commit(staged.directory, entries, step=staged.step, ordinal=ordinal, score=staged.score)
         return self._superseded(older, Candidate.read(staged.directory))
 
-    def _superseded(self, older: Sequence[Candidate], newest: Candidate) -> list[str]:
+    def _superseded(self, older: Sequence[Candidate], newest: Candidate, *, milestones: int = _MILESTONES) -> list[str]:
         """Return the names of directories to remove; called only when `newest` is on the disk."""
         found = sorted([newest, *older], key=lambda candidate: candidate.age, reverse=True)
         whole = [one for one in found if one.looks_whole() and one.directory not in self._damaged]
-        kept = [newest, *whole[: self._keep], max(whole, key=lambda one: one.score, default=newest)]
+        spared = [one for one in whole if one.ordinal % _SAVES_BETWEEN_MILESTONES == 1][:milestones]
+        kept = [newest, *whole[: self._keep], max(whole, key=lambda one: one.score, default=newest), *spared]
         oldest_kept_age = whole[self._keep - 1].age if len(whole) >= self._keep else (-1, 0)
         names = []
         for candidate in found:
@@ -302,6 +313,15 @@ class CheckpointStore:
             if candidate.is_ours and (is_abandoned or is_superseded):
                 names.append(candidate.directory.name)
         return names
+
+    def _expendable(self) -> list[str]:
+        """Return the names of directories that are kept only as long as the disk has room."""
+        with contextlib.suppress(OSError):
+            found = find(self._directory)
+            newest = next((one for one in found if one.looks_whole() and one.directory not in self._damaged), None)
+            if newest is not None:
+                return self._superseded([one for one in found if one is not newest], newest, milestones=0)
+        return []
 
     def _remove(self, names: Sequence[str]) -> None:
         # One process of each host, for hosts may have directories of their own.
@@ -367,14 +387,20 @@ class _SaveError(CheckpointError):
         directory = staged.directory.parent
         needed = sum(tensor.nbytes for tensor in staged.flat.tensors.values()) + len(staged.flat.tree_file())
         fix = "check that the directory is there and can be written, and that its disk is sound"
+        kind = cls
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free space on that disk, but leave the newest checkpoints; or give the job a larger volume"
-        return cls(
+            kind = _FullDiskError
+        return kind(
             f"the checkpoint of step {staged.step} could not be saved: {error.strerror or error}; "
             f"it needs about {needed:,} bytes, and there are {_free(directory)} free",
             where=f"{error.filename or directory}{of_rank}",
             fix=fix,
         )
+
+
+class _FullDiskError(_SaveError):
+    """There was no room for a checkpoint."""
 
 
 def _forget(directory: Path) -> None:

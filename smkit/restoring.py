@@ -87,7 +87,7 @@ class Candidate:
         return isinstance(self.manifest, Manifest) and self.manifest.sizes_match([TREE_FILE, TENSOR_FILE])
 
     def never_arrived(self) -> bool:
-        """Whether it is a store's first save, and some of its files are not there: a mirror that was cut has left that."""
+        """Whether it is a store's first save and lacks files: what a mirror has left that was cut."""
         manifest = self.manifest
         if not isinstance(manifest, Manifest) or manifest.ordinal != 1:
             return False
