@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smkit import report
-from smkit.arguments import without_echo
+from smkit.arguments import require_texts, without_echo
 from smkit.context import TrainingContext
 from smkit.contract import is_platform_hyperparameter
 from smkit.errors import ConfigurationError
@@ -55,6 +55,7 @@ def from_argparse(
             `argv` is given; else the process ends with status 2, the text on stderr and in the job's failure file).
         SystemExit: The parser itself refuses a value, with its own message and status 2, or was asked for help.
     """
+    require_texts(argv, env, "from_argparse")
     program = Path(sys.argv[0]).name or "script"
     platform = Platform(dict(os.environ if env is None else env), program)
     output_dir = platform.tree.output_dir if platform.is_sagemaker else None

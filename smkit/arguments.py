@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, kind_of, members, nested_model
 from smkit.contract import is_platform_hyperparameter
+from smkit.errors import ConfigurationError, shown
 from smkit.hyperparameters import Hyperparameters, spellings
 
 
@@ -93,10 +94,33 @@ class OptionIndex:
     def unknown(self, name: str) -> str:
         """Return the problem of a name that no option has, with the nearest one that is."""
         near = difflib.get_close_matches(name.replace("-", "_"), self._by_name, 1, 0.6)
-        return f"unknown hyperparameter '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"unknown hyperparameter {shown(name)}" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)", re.IGNORECASE)
+
+
+def require_texts(argv: Any, env: Any, where: str) -> None:
+    """Refuse arguments and variables that are not what a process has: texts; None is this process's own.
+
+    Raises:
+        ConfigurationError: One of them is something else.
+    """
+    is_list = argv is None or (isinstance(argv, Sequence) and not isinstance(argv, (str, bytes)))
+    if not is_list or not all(isinstance(word, str) for word in argv or ()):
+        raise ConfigurationError(
+            f"argv is {shown(argv)}, and not a list of texts, as a command line is",
+            where=where,
+            fix="give a list of texts, like ['--epochs', '3'], or pass the values as overrides={'epochs': 3}",
+        )
+    pairs = env.items() if isinstance(env, Mapping) else ()
+    odd = next((f"{name!r}: {shown(text)}" for name, text in pairs if not isinstance(text, str)), None)
+    if odd is not None or not (env is None or isinstance(env, Mapping)):
+        raise ConfigurationError(
+            f"env is {odd or shown(env)}, and not texts by name, as variables are",
+            where=where,
+            fix="give a dict of texts, like {'SM_NUM_GPUS': '1'}",
+        )
 
 
 def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
@@ -111,7 +135,7 @@ def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
             arguments.asks_for_help = True
             continue
         if not _looks_like_option(word):
-            arguments.problems.append(f"unexpected argument '{word}'; options are written --name VALUE")
+            arguments.problems.append(f"unexpected argument {shown(word)}; options are written --name VALUE")
             continue
         name, has_value, value = word.lstrip("-").partition("=")
         option = index.find(name) if word.startswith("--") or len(name) == 1 else None
@@ -133,7 +157,7 @@ def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
 
 def _unknown(word: str, name: str, index: OptionIndex) -> str:
     option = index.find(name)
-    return index.unknown(name) if option is None else f"unknown option '{word}'; write {option.flag}"
+    return index.unknown(name) if option is None else f"unknown option {shown(word)}; write {option.flag}"
 
 
 def _looks_like_option(word: str) -> bool:

@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from smkit import report
 from smkit.annotations import is_secret
-from smkit.arguments import Option, help_text, options_of, parse, without_echo
+from smkit.arguments import Option, help_text, options_of, parse, require_texts, without_echo
 from smkit.errors import ConfigurationError, DataError
 from smkit.facts import Channel, Platform, PlatformFacts, Texts
 from smkit.hyperparameters import Hyperparameters, freeze
@@ -112,6 +112,7 @@ class TrainingContext(PlatformFacts, Generic[HP]):
                 reports every problem at once.
             SystemExit: `--help` was asked for, or see `argv`.
         """
+        require_texts(argv, env, "TrainingContext.load")
         program = Path(sys.argv[0]).name or "script"
         platform = Platform(dict(os.environ if env is None else env), program)
         words = sys.argv[1:] if argv is None else argv

@@ -15,6 +15,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
+_MOST_PROBLEMS = 50
+"""That are shown together."""
+
 
 class SmkitError(Exception):
     """Something that the user can mend.
@@ -52,7 +55,9 @@ class ConfigurationError(SmkitError):
     def of(cls, problems: Sequence[str], *, subject: str, where: str, fix: str) -> ConfigurationError:
         """Return one error that reports all `problems` of `subject` together."""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "".join(f"\n  - {problem}" for problem in problems)
+        lines = "".join(f"\n  - {problem}" for problem in problems[:_MOST_PROBLEMS])
+        if len(problems) > _MOST_PROBLEMS:
+            lines += f"\n  - and {len(problems) - _MOST_PROBLEMS:,} more"
         error = cls(f"{count} in {subject}:{lines}", where=where, fix=fix)
         error.problems = tuple(problems)
         return error
@@ -68,6 +73,13 @@ class CheckpointError(SmkitError):
 
 class JobError(SmkitError):
     """A job failed, was stopped, or cannot be found."""
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    # The representation of a long text is not made only to be cut.
+    text = repr(value[: most + 1] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

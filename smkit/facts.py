@@ -22,7 +22,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from smkit import contract
 from smkit.contract import JobTree
-from smkit.sources import is_file, parse_json, printable, read_json_object
+from smkit.documents import is_there, parse_json, printable, read_json_object
+from smkit.errors import shown
 
 Texts = Mapping[str, Sequence[str]]
 """The words of the command line by option."""
@@ -81,11 +82,11 @@ class _Variables(EnvSettingsSource):
 
     def __init__(self, variables: Mapping[str, str], problems: list[str]) -> None:
         super().__init__(PlatformFacts)
-        self.env_vars = {name.lower(): text for name, text in variables.items() if text != ""}
+        self.env_vars = {name.lower(): text for name, text in variables.items() if text != "" and name.isupper()}
         self._problems = problems
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
-        return parse_json(value, f"SM_{field_name.upper()}", list, self._problems)
+        return parse_json(value, f"SM_{field_name.upper()}", list, self._problems, is_shown=True)
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Platform:
     def is_sagemaker(self) -> bool:
         """Whether a runtime of SageMaker started this process, or it runs bare in a job's container."""
         started = self.variables.get("SM_TRAINING_ENV") or self.variables.get("SM_HPS")
-        return bool(started) or is_file(self.tree.hyperparameters_file)
+        return bool(started) or is_there(self.tree.hyperparameters_file)
 
     @cached_property
     def _resources(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Platform:
         return self._object(self.tree.input_data_config_file)
 
     def _object(self, file: Path) -> dict[str, Any]:
-        return read_json_object(file, self.problems) if is_file(file) else {}
+        return read_json_object(file, self.problems) if is_there(file) else {}
 
     def read(self, texts: Texts) -> dict[str, Any]:
         """Return the values of the context's own fields, by name."""
@@ -138,7 +139,7 @@ class Platform:
         """Return folders, hosts and hardware: the job's files, over them `SM_*`, over them the command line."""
         names = set(PlatformFacts.model_fields)
         facts: dict[str, Any] = _folders(JobTree(run_dir) if run_dir else self.tree)
-        facts |= {name: value for name, value in self._resources.items() if name in names}
+        facts |= {name: self._resources[name] for name in _RESOURCES if name in self._resources}
         stated = _Variables(self.variables, self.problems)()
         facts |= {name: value for name, value in stated.items() if value is not None}
         if "run_dir" in texts and run_dir:
@@ -152,7 +153,7 @@ class Platform:
                 variable = f"SM_{name.upper()}"
                 in_file = f"{self.tree.resource_config_file.name}: {name}"
                 source = variable if self.variables.get(variable) else in_file
-                self.problems.append(f"{source} {_wish(detail['msg'])} (got {facts.get(name)!r})")
+                self.problems.append(f"{source} {_wish(detail['msg'])} (got {shown(facts.get(name))})")
             return {}
         return {name: getattr(checked, name) for name in names}
 
@@ -174,7 +175,13 @@ class Platform:
         if run_dir is not None:
             return JobTree(run_dir).checkpoint_dir
         configured = self._object(self.tree.checkpoint_config_file).get("LocalPath")
-        return Path(configured) if isinstance(configured, str) and configured else self.tree.checkpoint_dir
+        if configured is None or configured == "":
+            return self.tree.checkpoint_dir
+        if not isinstance(configured, str) or "\0" in configured:
+            name = self.tree.checkpoint_config_file.name
+            self.problems.append(f"{name}: LocalPath must be the path of a folder (got {shown(configured)})")
+            return self.tree.checkpoint_dir
+        return Path(configured)
 
     def _processes(self) -> dict[str, int]:
         """Return the place among torchrun's processes; `MASTER_ADDR` says nothing, for a plain job has it too."""
@@ -187,7 +194,7 @@ class Platform:
             if re.fullmatch("[0-9]{1,9}", text):
                 numbers[name.lower()] = int(text)
             else:
-                self.problems.append(f"{name}: must be a whole number, as torchrun sets it (got {text!r})")
+                self.problems.append(f"{name}: must be a whole number, as torchrun sets it (got {shown(text)})")
         for rank, size in (("rank", "world_size"), ("local_rank", "local_world_size")):
             if rank in numbers and size in numbers and numbers[rank] >= numbers[size]:
                 self.problems.append(f"{rank.upper()}: {numbers[rank]} is not below {size.upper()}, {numbers[size]}")
@@ -199,7 +206,7 @@ class Platform:
         for word in texts.get("channel", []):
             name, _, path = word.partition("=")
             if not path or not contract.CHANNEL_NAME.fullmatch(name):
-                self.problems.append(f"command line: --channel {word!r} must be NAME=PATH, like train=data/train")
+                self.problems.append(f"command line: --channel {shown(word)} must be NAME=PATH, like train=data/train")
             elif not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that no file can have
                 self.problems.append(f"command line: --channel {word}: '{path}' does not exist")
             else:
@@ -212,7 +219,7 @@ class Platform:
         by_variable = {name: Path(path) for name, path in self.variables.items() if name.startswith(prefix) and path}
         listed = self.variables.get("SM_CHANNELS")
         if listed:
-            names = [str(name) for name in parse_json(listed, "SM_CHANNELS", list, self.problems) or []]
+            names = parse_json(listed, "SM_CHANNELS", list, self.problems, is_shown=True) or []
         elif self.is_sagemaker and self._inputs:
             names = list(self._inputs)
         else:
@@ -221,28 +228,41 @@ class Platform:
             # The v3 SDK sends the source and its drivers as two more channels.
             names = [name for name in names if name not in ("code", "sm_drivers")]
         channels: dict[str, Path] = {}
-        for name in names:
+        for name in filter(self._is_name, names):
             # The toolkit keeps hyphens and dots in the variable's name, the v3 driver writes '_'.
             keys = (prefix + name.upper(), prefix + name.upper().replace("-", "_"))
             found = (by_variable[key] for key in keys if key in by_variable)
             channels[name] = next(found, self.tree.data_dir / name)
         return channels
 
+    def _is_name(self, name: object) -> bool:
+        """Return whether a channel can have this name; it is a problem if not."""
+        is_name = isinstance(name, str) and contract.CHANNEL_NAME.fullmatch(name) is not None
+        if not is_name or name in (".", ".."):
+            self.problems.append(f"the job's channels: {shown(name)} is no name of a channel")
+            return False
+        return True
+
     def _channel(self, name: str, path: Path) -> Channel | None:
-        described = self._inputs.get(name) if self.is_sagemaker else None
-        described = described if isinstance(described, dict) else {}
-        given = {field: described[key] for field, key in _CHANNEL_KEYS.items() if described.get(key)}
+        where = f"{self.tree.input_data_config_file.name}: {name}"
+        described = self._inputs.get(name, {}) if self.is_sagemaker else {}
+        if not isinstance(described, dict):
+            self.problems.append(f"{where}: must be an object (got {shown(described)})")
+            return None
+        # The platform writes what was not chosen as null or as an empty text.
+        given = {field: described[key] for field, key in _CHANNEL_KEYS.items() if described.get(key) not in (None, "")}
         try:
             return Channel(name=name, path=path, **given)
         except ValidationError as error:
-            where = f"{self.tree.input_data_config_file.name}: {name}"
             for detail in error.errors(include_url=False):
                 field = str(detail["loc"][0])
-                shown = f"{_CHANNEL_KEYS.get(field, field)} {_wish(detail['msg'])} (got {given.get(field, name)!r})"
-                self.problems.append(f"{where}: {shown}")
+                problem = f"{_CHANNEL_KEYS.get(field, field)} {_wish(detail['msg'])}"
+                self.problems.append(f"{where}: {problem} (got {shown(given.get(field, name))})")
             return None
 
 
+_RESOURCES = ("hosts", "current_host", "current_instance_type", "network_interface_name")
+"""What resourceconfig.json says."""
 _CHANNEL_KEYS = {
     "input_mode": "TrainingInputMode",
     "s3_distribution": "S3DistributionType",
@@ -256,11 +276,13 @@ def _folders(tree: JobTree) -> dict[str, Any]:
 
 
 def _wish(message: str) -> str:
-    wish = message.split(", unable", maxsplit=1)[0].replace("Input should be", "must be")
+    wish = re.sub(r"^\w+ should", "must", message.split(", unable", maxsplit=1)[0])
+    wish = re.sub(r"^Unable to parse input string as an integer.*", "must be a whole number", wish)
     for theirs, ours in (
         ("a valid integer", "a whole number"),
         ("a valid tuple", "a list"),
         ("a valid string", "a text"),
+        (" after validation", ""),
     ):
         wish = wish.replace(theirs, ours)
     return wish

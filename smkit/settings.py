@@ -18,7 +18,7 @@ from typing_extensions import TypeVar
 
 from smkit.annotations import choices, is_secret, members, nested_model
 from smkit.arguments import Option, OptionIndex, default_of, type_text
-from smkit.errors import ConfigurationError
+from smkit.errors import ConfigurationError, shown
 from smkit.hyperparameters import Hyperparameters, freeze
 from smkit.sources import Layer, Options
 
@@ -148,7 +148,7 @@ def _complaint(
         return f"{option.name} is required; give {option.flag} {type_text(option.annotation)}", "", ""
     place, value = _given(location[depth:], values.get(option.name))
     is_shown = option.name in values and not is_secret(option.annotation)
-    given = (f" (got {_short(value)})" if is_shown else "") + _nearest(value, option)
+    given = (f" (got {shown(value)})" if is_shown else "") + _nearest(value, option)
     return f"{_source(option.name, origins)}: {option.name}{place}", _wish(detail, option, place), given
 
 
@@ -201,11 +201,6 @@ def _either(wishes: Sequence[str]) -> str:
     """Join what the members of a union want: ` must be a whole number or 'auto'`."""
     first, *others = wishes
     return " or ".join([first, *(wish.removeprefix(" must be ").strip() for wish in others)])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _nearest(given: Any, option: Option) -> str:

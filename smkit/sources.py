@@ -7,16 +7,24 @@ decided in `settings`.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from smkit.annotations import is_mapping, members, nested_model
+from smkit.annotations import is_mapping, is_sequence, members, nested_model
 from smkit.arguments import Option, OptionIndex
 from smkit.contract import is_platform_hyperparameter
+from smkit.documents import (
+    ENDINGS,
+    RepeatedNameError,
+    is_there,
+    load,
+    load_json,
+    parse_json,
+    printable,
+    read_json_object,
+)
 from smkit.wire import decode, decode_all, decode_job_value
 
 Options = Mapping[str, Option]
@@ -44,58 +52,26 @@ class JobValues:
 
 def read_job_values(file: Path, variables: Mapping[str, str], problems: list[str]) -> JobValues:
     """Read a job's hyperparameters: hyperparameters.json, which has their exact texts, else `SM_HPS`."""
-    echo = parse_json(variables.get("SM_USER_ARGS") or "[]", "SM_USER_ARGS", list, []) or []
-    if is_file(file):
+    echo = parse_json(variables.get("SM_USER_ARGS") or "[]", "SM_USER_ARGS", list, problems) or []
+    if is_there(file):
         content = read_json_object(file, problems)
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in content.items()}
-        return JobValues(file.name, {name: _loads_or_text(text) for name, text in texts.items()}, texts, echo)
+        values = {name: _loads_or_text(text, f"{file.name}: {name}", problems) for name, text in texts.items()}
+        return JobValues(file.name, values, texts, echo)
     values = parse_json(variables.get("SM_HPS") or "{}", "SM_HPS", dict, problems) or {}
     return JobValues("SM_HPS", values, echo=echo)
 
 
-def _loads_or_text(text: str) -> Any:
+def _loads_or_text(text: str, source: str, problems: list[str]) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; what cannot be the name of a file is not."""
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name that is too long
-
-
-def printable(text: str) -> str:
-    """Return `text` with what is no UTF-8 in it (a file name, a variable) as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
-    """Return the object in a JSON file; nothing, and a problem, if it cannot be read as one."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{file}: cannot be read: {error}")
-        return {}
-    return parse_json(text, str(file), dict, problems) or {}
-
-
-def parse_json(text: str, source: str, kind: type[Any], problems: list[str]) -> Any:
-    """Return the value of a JSON text; None, and a problem, if it is no JSON or not of the kind wanted."""
-    try:
-        value = json.loads(text)
+        return load_json(text)
     except RecursionError:
-        problems.append(f"{source}: is nested too deeply")
-    except ValueError as error:
-        # Only a list is shown: hyperparameters may hold a secret.
-        begin = f" (it begins {text[:20]!r})" if kind is list else ""
-        problems.append(f"{source}: is not JSON: {error}{begin}")
-    else:
-        if isinstance(value, kind):
-            return value
-        wanted = "an object" if kind is dict else "a list"
-        problems.append(f"{source}: should be {wanted}, and is a {type(value).__name__}")
-    return None
+        problems.append(f"{source} is nested too deeply")
+    except RepeatedNameError as error:
+        problems.append(f"{source} {error}")
+    except ValueError:
+        pass
+    return text
 
 
 def _recognised(
@@ -185,22 +161,14 @@ def read_config(file: Path, label: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
-    readers: dict[str, Callable[[str], Any]] = {
-        ".json": json.loads,
-        ".toml": _load_toml,
-        ".yaml": _load_yaml,
-        ".yml": _load_yaml,
-    }
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
+    if file.suffix.lower() not in ENDINGS:
         problems.append(f"{label}: ends in '{file.suffix}'; .json, .toml, .yaml and .yml are read")
         return {}
     try:
-        content = reader(file.read_text(encoding="utf-8"))
+        content = load(file)
     except FileNotFoundError:
         problems.append(f"{label}: does not exist")
-    except (OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML lets a KeyError or an AttributeError through for a tag that does not fit its value.
+    except (OSError, ValueError) as error:
         problems.append(f"{label}: cannot be read: {' '.join(str(error).split())}")
     else:
         if isinstance(content, dict):
@@ -210,22 +178,15 @@ def _read_object(file: Path, label: str, problems: list[str]) -> dict[Any, Any]:
     return {}
 
 
-def _load_yaml(text: str) -> Any:
-    # Importing it takes a hundredth of a run's start, and few runs need it.
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-def _load_toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
+def _is_bool_for_number(value: Any, annotation: Any) -> bool:
+    """Whether True or False stands where a number is wanted, which pydantic would make 1 or 0 of it."""
+    some = [member for member in members(annotation) if member is not type(None)]
+    if isinstance(value, bool):
+        return bool(some) and all(member in (int, float) for member in some)
+    held = [get_args(member) for member in some if is_sequence(member) or is_mapping(member)]
+    inner = [part for parts in held for part in [part for part in parts if part is not ...][-1:]]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return bool(inner) and any(all(_is_bool_for_number(item, part) for part in inner) for item in items)
 
 
 def code_layer(values: Mapping[str, Any], options: Options, problems: list[str]) -> Layer:
@@ -239,6 +200,9 @@ def _by_leaf(values: Mapping[str, Any], options: Options, label: str, problems: 
     """Spread objects given for nested models over their fields, so that sources mix field by field."""
     leaves: dict[str, Any] = {}
     for name, value in values.items():
+        if _is_bool_for_number(value, options[name].annotation):
+            problems.append(f"{label}: {name} holds true or false where a number belongs")
+            continue
         if nested_model(options[name].annotation) is None or not isinstance(value, Mapping) or not value:
             leaves[name] = value
             continue

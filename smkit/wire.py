@@ -20,6 +20,7 @@ from pydantic import SecretBytes, SecretStr, ValidationError
 
 from smkit import contract
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, is_text, members, nested_model, takes_text
+from smkit.documents import RepeatedNameError, load_json
 from smkit.errors import ConfigurationError
 from smkit.hyperparameters import Hyperparameters
 from smkit.secret_references import FORMS, is_reference
@@ -39,7 +40,8 @@ def decode(text: str, annotation: Any) -> Any:
     no choice is spelled so.
 
     Raises:
-        ValueError: The text looks like a list or an object, but is neither JSON nor Python's notation.
+        ValueError: The text looks like a list or an object, but is neither JSON nor Python's notation, or it gives a
+            name twice.
     """
     allowed = members(annotation)
     some = [member for member in allowed if member is not type(None)]
@@ -122,11 +124,17 @@ def _takes_as_it_is(text: str, some: Sequence[Any]) -> bool:
 
 
 def _notation(text: str) -> Any:
-    """Return what JSON, else Python's notation makes of a text; the text itself if neither reads it."""
-    readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
+    """Return what JSON, else Python's notation makes of a text; the text itself if neither reads it.
+
+    Raises:
+        ValueError: It is JSON that gives a name twice.
+    """
+    readers: tuple[Callable[[str], Any], ...] = (load_json, ast.literal_eval)
     for reader in readers:
         try:
             return reader(text)
+        except RepeatedNameError:
+            raise
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
     return text
@@ -164,6 +172,8 @@ def _decode_pairs(text: str, mapping: Any) -> dict[str, Any]:
         # A bracket that is not closed before the comma: this is the toolkit's text of a dict that holds a list.
         if not equals or (isinstance(value, str) and value[:1] in ("[", "{") and value == item):
             raise ValueError("""cannot be read as KEY=VALUE,...; write it as JSON, like '{"a": [1, 2]}'""")
+        if key in pairs:
+            raise RepeatedNameError(key)
         pairs[key] = value
     return pairs
 

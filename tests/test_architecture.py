@@ -100,7 +100,8 @@ ALLOWED = {
         *("data.source", "data.tables.opening", "errors"),
     },
     # the processes that train together: torch
-    "distributed": {"errors"},
+    "life_signs": set(),
+    "distributed": {"errors", "life_signs"},
     # configuration, torch-free
     "arguments": {"annotations", "contract", "errors", "hyperparameters"},
     "sources": {"annotations", "arguments", "contract", "documents", "wire"},
@@ -263,7 +264,7 @@ ALLOWED = {
 }
 _ROOMS = list(ALLOWED)
 DATA = [room for room in _ROOMS if room.partition(".")[0] == "data"]
-TRAINING = [*DATA, "distributed", *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
+TRAINING = [*DATA, "life_signs", "distributed", *_ROOMS[_ROOMS.index("device") : _ROOMS.index("inputs")]]
 LIBRARIES = {
     "boto3": {"cloud.aws", "cloud.storage", "secret_references"},
     "botocore": {"cloud.aws", "cloud.service_model", "secret_references"},

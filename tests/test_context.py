@@ -382,6 +382,14 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str]]] = {
     "unknown-in-config": (["--config", "base.yaml"], {}),
     "secret": (["--token", "hunter2", "--epochs", "x", "--tokn", "hunter2"], {}),
     "empty-place": (["--model-dir", "", "--lr", "1"], {}),
+    "not-a-number": (["--learning-rate", "nan"], {}),
+    "bool-for-number": ([], {"SM_HPS": '{"epochs": true, "layers": [1, false]}'}),
+    "given-twice": (
+        ["--config", "twice.yaml", "--weights", '{"a": 1, "a": 2}'],
+        {"SM_HPS": '{"epochs": 1, "epochs": 2}'},
+    ),
+    "yaml-surprises": (["--config", "octal.yaml", "--config", "sixty.yaml", "--config", "bomb.yaml"], {}),
+    "very-long": (["--" + "x" * 5000, "y" * 5000, "--epochs", "9" * 5000], {"RANK": "z" * 5000}),
 }
 
 
@@ -391,6 +399,10 @@ def test_a_mistake_is_explained_with_its_source_its_value_and_the_way_out(name: 
     (here / "notes.txt").write_text("epochs 5")
     (here / "torn.json").write_text("{oops")
     (here / "list.yaml").write_text("- 1\n")
+    (here / "twice.yaml").write_text("epochs: 1\nepochs: 2\n")
+    (here / "octal.yaml").write_text("epochs: 010\n")
+    (here / "sixty.yaml").write_text("epochs: 1:30\n")
+    (here / "bomb.yaml").write_text("layers: &a [*a, *a]\n")
     argv, said = MISTAKES[name]
     variables = {key: text for key, text in said.items() if key.isupper()}
     runtimes.write_config(here, **{key: text.encode() for key, text in said.items() if not key.isupper()})
@@ -499,7 +511,9 @@ def test_in_a_job_the_same_text_is_in_the_failure_file(here: Path) -> None:
         "30 problems in the settings:\n  - hyperparameters.json: unknown hyperparameter 'unknown0'"
     )
     assert len(failure) == 1024
-    assert done.stderr.startswith(f"train.py: {failure}")
+    beginning, _, end = failure.partition(" ...\n")
+    assert done.stderr.startswith(f"train.py: {beginning}")
+    assert end.startswith("  where: train.py\n  fix:   correct what is named above")
 
 
 def test_a_right_job_trains(here: Path) -> None:

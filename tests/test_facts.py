@@ -1,21 +1,14 @@
 """What the platform says: folders, hosts, hardware, channels, processes; from either runtime, and off SageMaker."""
 
-# ruff: noqa: RUF012 - pydantic copies a default
-
-import json
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runtimes
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from pydantic import BaseModel
 
 import smkit
 
@@ -165,6 +158,12 @@ def test_a_process_of_torchrun_knows_its_place_and_shares_the_runs_folder() -> N
         ({"SM_HOSTS": "{}"}, "SM_HOSTS: should be a list, and is a dict"),
         ({"SM_HOSTS": "[]"}, "SM_HOSTS"),
         ({"SM_CHANNELS": "train"}, "SM_CHANNELS: is not JSON: "),
+        ({"SM_CHANNELS": "[1]"}, "the job's channels: 1 is no name of a channel"),
+        ({"SM_CHANNELS": '["../../etc"]'}, "the job's channels: '../../etc' is no name of a channel"),
+        ({"SM_CHANNEL_A B": "data"}, "the job's channels: 'a b' is no name of a channel"),
+        ({"SM_USER_ARGS": "--epochs 3"}, "SM_USER_ARGS: is not JSON: "),
+        ({"SM_NUM_CPUS": "9" * 5000}, "SM_NUM_CPUS must be a whole number (got '99"),
+        ({"SM_HPS": '{"epochs": 1, "epochs": 2}'}, "SM_HPS: gives the name 'epochs' twice; keep one"),
     ],
 )
 def test_a_broken_variable_is_a_problem_under_its_own_name(env: dict[str, str], problem: str) -> None:
@@ -172,9 +171,48 @@ def test_a_broken_variable_is_a_problem_under_its_own_name(env: dict[str, str], 
     assert f"  - {problem}" in text
 
 
-def test_a_broken_checkpoint_configuration_is_a_problem(job: Path) -> None:
-    runtimes.write_config(job, checkpointconfig=[])
-    assert "checkpointconfig.json: should be an object, and is a list" in refusal(env={"SAGEMAKER_BASE_DIR": str(job)})
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("checkpointconfig", [], "checkpointconfig.json: should be an object, and is a list"),
+        ("checkpointconfig", {"LocalPath": 5}, "checkpointconfig.json: LocalPath must be the path of a folder (got 5)"),
+        ("inputdataconfig", {"train": 5}, "inputdataconfig.json: train: must be an object (got 5)"),
+        ("inputdataconfig", {"train": {"TrainingInputMode": 0}}, "TrainingInputMode must be 'File', 'FastFile' or"),
+        ("inputdataconfig", {"..": {}}, "the job's channels: '..' is no name of a channel"),
+        ("resourceconfig", {"hosts": []}, "resourceconfig.json: hosts must have at least 1 item, not 0 (got [])"),
+        ("hyperparameters", b'{"epochs": "1", "epochs": "2"}', "hyperparameters.json: gives the name 'epochs' twice"),
+        ("hyperparameters", {"epochs": "[" * 9999}, "hyperparameters.json: epochs is nested too deeply"),
+        ("hyperparameters", {"epochs": "true"}, "hyperparameters.json: epochs holds true or false where a number"),
+    ],
+)
+def test_a_broken_file_of_the_job_is_a_problem_and_no_default(job: Path, file: str, content: Any, problem: str) -> None:
+    runtimes.write_config(job, **{file: content})
+    assert problem in refusal(env={"SAGEMAKER_BASE_DIR": str(job)})
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_lies_in_the_place_of_a_jobs_file_is_not_passed_over(make: Callable[[Path], None], job: Path) -> None:
+    env = {"SAGEMAKER_BASE_DIR": str(job)}
+    for name in ("hyperparameters", "resourceconfig", "inputdataconfig", "checkpointconfig"):
+        file = job / "input" / "config" / f"{name}.json"
+        text = file.read_bytes()
+        file.unlink()
+        make(file)
+        assert f"{name}.json: cannot be read: it is no file but a folder, a pipe or a device" in refusal(env=env)
+        file.rmdir() if file.is_dir() else file.unlink()
+        file.write_bytes(text)
+
+
+def test_a_variable_of_lower_case_is_another_programs(here: Path) -> None:
+    assert load(env={"sm_num_gpus": "7", "SM_num_cpus": "x"}).num_gpus is None
+
+
+def test_arguments_and_variables_are_texts(here: Path) -> None:
+    for argv in (["--epochs", 3], "--epochs 3", [b"--epochs"], [None]):
+        with pytest.raises(smkit.ConfigurationError, match="not a list of texts, as a command line is"):
+            smkit.TrainingContext.load(smkit.Hyperparameters, argv, {})  # type: ignore[arg-type]
+    with pytest.raises(smkit.ConfigurationError, match="env is 'WORLD_SIZE': 2, and not texts by name"):
+        smkit.TrainingContext.load(smkit.Hyperparameters, [], {"WORLD_SIZE": 2})  # type: ignore[dict-item]
 
 
 # --- channels ---------------------------------------------------------------------------------------------------------
@@ -247,97 +285,3 @@ def test_a_file_and_a_pipe_are_channels_too(here: Path, job: Path) -> None:
 
 
 # --- anything at all: a context or a ConfigurationError, and nothing else ---------------------------------------------
-
-
-class Part(BaseModel, frozen=True, extra="forbid"):
-    hidden: int = 1
-    deep: list[list[int]] = []
-
-
-class Fields(smkit.Hyperparameters):
-    lr: float = 0.1
-    layers: list[int] = [1]
-    kw: dict[str, Any] = {}
-    anything: Any = None
-    part: Part = Part()
-    maybe: Part | None = None
-    parts: list[Part] = []
-    path: Path = Path()
-    amp: bool = False
-    q: int | str = 1
-
-
-DEEP = ["[" * 100_000, "[" * 900 + "]" * 900, '{"kw":' * 400 + "1" + "}" * 400]
-NASTY = ["", " ", "null", "[]", "{}", "1" * 5000, "1e999", "NaN", '"\\ud800"', '"a\\u0000b"', '{"lr": 1, "lr": 2}']
-NASTY += ["[1,", '{"part": {"hidden": [1]}, "part.hidden": 3}', "\ufeff{}", "!!bool x", "!!timestamp x", "&a [*a]"]
-NAMES = [*Fields.model_fields, "part.hidden", "batch-size", "config", "channel", "run_dir", "hosts", "LocalPath", ""]
-NAMES += ["TrainingInputMode", "S3DistributionType", "current_host", "sagemaker_x", "help", "train"]
-FILES = ["hyperparameters", "resourceconfig", "inputdataconfig", "checkpointconfig"]
-PROCESS = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "TRAINING_JOB_NAME"]
-OWN = ["HPS", "CHANNELS", "HOSTS", "NUM_GPUS", "NUM_CPUS", "MODEL_DIR", "OUTPUT_DIR", "CURRENT_HOST", "CHANNEL_TRAIN"]
-OWN += ["USER_ARGS", "SOURCE_DIR", "TRAINING_ENV"]
-VARIABLES = [*PROCESS, "SAGEMAKER_BASE_DIR", *(f"SM_{name}" for name in OWN)]
-
-names = st.sampled_from(NAMES)
-texts = st.sampled_from(NASTY + DEEP) | st.text(max_size=20)
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4))
-jsons = values.map(json.dumps)
-bytes_of_files = st.one_of(
-    st.binary(max_size=60),
-    (texts | jsons).map(lambda text: text.encode("utf-8", "surrogatepass")),
-    st.dictionaries(names, texts | jsons, max_size=5).map(lambda content: json.dumps(content).encode()),
-)
-words = st.one_of(
-    texts,
-    names.map(lambda name: f"--{name}"),
-    names.map(lambda name: f"--no-{name}"),
-    st.tuples(names, texts | jsons).map(lambda pair: f"--{pair[0]}={pair[1]}"),
-    st.sampled_from(
-        ["-q", "-h", "-", "--", "---", "=", "-1e-05", "train=/tmp", "a=b,c", f"train={'x' * 5000}", "/nul\0"]
-    ),
-)
-
-
-def settle(argv: list[str], env: dict[str, str], folder: Path) -> None:
-    """Load and save, or be refused; only help ends otherwise."""
-    try:
-        smkit.TrainingContext.load(Fields, argv, env).save_settings(folder)
-    except smkit.ConfigurationError:
-        pass
-    except SystemExit:
-        if not {"-h", "--help"} & set(argv):
-            raise
-
-
-fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@fuzz
-@given(
-    files=st.dictionaries(st.sampled_from(FILES), bytes_of_files, max_size=4),
-    env=st.dictionaries(st.sampled_from(VARIABLES), texts | jsons, max_size=5),
-    is_job=st.booleans(),
-)
-def test_any_files_and_variables_of_a_job(files: dict[str, bytes], env: dict[str, str], is_job: bool) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        base = runtimes.write_config(Path(folder), **files)
-        own = runtimes.toolkit(base, {}).env if is_job else {"SAGEMAKER_BASE_DIR": folder}
-        settle(["--run-dir", folder], own | env, base)
-
-
-@fuzz
-@given(argv=st.lists(words, max_size=8), hps=st.none() | jsons)
-def test_any_command_line(argv: list[str], hps: str | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        env = {"SAGEMAKER_BASE_DIR": folder} | ({} if hps is None else {"SM_HPS": hps})
-        settle(["--run-dir", folder, *argv], env, Path(folder))
-
-
-@fuzz
-@given(data=bytes_of_files, ending=st.sampled_from(["json", "yaml", "toml", "txt"]))
-def test_any_config_file(data: bytes, ending: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"config.{ending}"
-        file.write_bytes(data)
-        settle(["--run-dir", folder, "--config", str(file)], {}, Path(folder))
