@@ -64,6 +64,8 @@ def test_a_clean_and_a_changed_folder(repository: Path) -> None:
         ("../repo", None),
         ("file:///home/ada/repo", None),
         ("https://[broken/repo", None),
+        ("ext::ssh -o Password=hunter2secret host /repo", None),
+        ("https://host/t/gl" + "pat-aB3dE5fG7hI9jK1lM2nO/repo.git", None),
     ],
 )
 def test_the_remote_has_neither_users_nor_passwords(repository: Path, address: str, remote: str | None) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import json
 import os
+import pickle
+import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -349,6 +354,62 @@ def test_a_secret_is_found_by_its_form_and_never_shown(project: Path, kind: str,
     assert not any(secret in problem for secret in (LETTERS[:8], HEX[:8], PEM[:8], "Q3ZX7JKL"))
 
 
+PACKED = "hf" + "_" + LETTERS[:34]
+
+
+def test_a_token_that_stands_in_an_address_is_found(project: Path) -> None:
+    # A slash before a token is no part of it.
+    write(project, {"requirements.txt": "a @ git+https://gh" + "p_" + LETTERS[:36] + "@github.com/a/a\n"})
+    (problem,) = survey(project, entry="train.py").problems
+    assert "holds a GitHub token in line 1" in problem
+
+
+def test_a_key_in_the_environment_of_a_notebook_is_found(project: Path) -> None:
+    source = json.dumps({"cells": [{"source": [f"os.environ['AWS_SECRET_ACCESS_KEY'] = '{LETTERS[:38]}/+'"]}]})
+    write(project, {"explore.ipynb": source})
+    (problem,) = survey(project, entry="train.py").problems
+    assert "holds an AWS secret access key" in problem
+
+
+def test_a_secret_is_found_in_bytes_and_behind_many_pictures(project: Path) -> None:
+    write(
+        project,
+        {
+            "state.pkl": pickle.dumps({"token": PACKED}),
+            "explore.ipynb": b'"image/png": "' + b"iVBORw0KGgo" * 800_000 + b'"\n' + PACKED.encode(),
+            "store.bin": bytes.fromhex("feedfeed00000002"),
+            "key.bin": bytes.fromhex("308204be020100300d06092a864886f70d0101010500"),
+        },
+    )
+    assert [re.sub("; name it.*", "", problem) for problem in survey(project, entry="train.py").problems] == [
+        "source_dir: 'explore.ipynb' holds a Hugging Face token in line 2",
+        "source_dir: 'key.bin' looks like a private key",
+        "source_dir: 'state.pkl' holds a Hugging Face token in line 1",
+        "source_dir: 'store.bin' looks like a key store",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar", "gz"])
+def test_a_secret_is_found_in_what_is_packed(project: Path, tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "packed", {"a/.env": "A=1", "a/b.txt": f"x\n{PACKED}\n"})
+    if kind == "gz":
+        write(project, {"more.gz": gzip.compress(f"x\n{PACKED}\n".encode())})
+        expected = ["holds 'more', which holds a Hugging Face token in line 2"]
+    else:
+        shutil.make_archive(str(project / "more"), kind, tmp_path / "packed")
+        expected = ["a/.env', which looks like a file of environment variables", "a/b.txt', which holds"]
+    (problem,) = survey(project, entry="train.py").problems
+    assert all(words in problem for words in expected)
+    assert PACKED not in problem
+
+
+def test_an_archive_that_is_none_or_a_bomb_is_looked_at_and_left(project: Path) -> None:
+    write(
+        project, {"a.zip": b"PK\x03\x04 and no more", "b.gz": b"\x1f\x8b", "c.gz": gzip.compress(bytes(300_000_000), 1)}
+    )
+    assert survey(project, entry="train.py").problems == ()
+
+
 @pytest.mark.parametrize("name", [".streamlit/secrets.toml", "secrets.yaml", "conf/Secrets.yml", "secrets.json"])
 def test_a_file_of_secrets_is_found_by_its_name(project: Path, name: str) -> None:
     write(project, {name: "x"})
@@ -408,7 +469,9 @@ def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(proj
         ("a.py", "if text.startswith('-----BEGIN RSA " + "PRIVATE KEY-----'): pass"),
         ("a.py", "secret_key = os.environ['AWS_SECRET_ACCESS_KEY']; password = 'hunter2'"),
         ("a.txt", f"commit {HEX}\nsk-learn-is-not-a-key-of-anybody\nTASK-ASIA-PACIFIC"),
-        ("a.bin", b"\0" * 10 + b"AKIA" + b"Q3ZX7JKLMNBV2WER"),
+        ("a.bin", b"\0" * 10 + b"AKIA" + b"Q3ZX7JKL"),
+        ("a.der", bytes.fromhex("308204be30820366a003020102")),
+        ("a.sh", "curl -H 'Authorization: Bearer $TOKEN' -u user:password https://john.smith1985@bitbucket.example/x"),
         ("credentials.py", "import os\n"),
         ("secrets.py", "data = {'grant_type': 'refresh_token', 'refresh_token': 'your-refresh-token-which-is-secret'}"),
         ("page.js", "eyJ" + "hbGciOiJIUzI1NiJ9." + ANYBODY + "." + LETTERS[:43]),

@@ -97,8 +97,8 @@ def describe(root: Path, left_out: Collection[Path] = ()) -> Provenance | None:
         note = "; ".join(filter(None, (note, f"{len(untracked) - _MAX_UNTRACKED} untracked names are left out")))
     return Provenance(
         commit=commit,
-        branch=branch or None,
-        remote=_without_user(remote),
+        branch=_public(branch),
+        remote=_public(_without_user(remote)),
         is_dirty=bool(status),
         diff=text,
         untracked=tuple(untracked[:_MAX_UNTRACKED]),
@@ -167,8 +167,14 @@ def _without_user(remote: str) -> str | None:
         if parts.scheme == "file" or not parts.netloc:
             return None
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    host, colon, path = remote.partition(":")
-    return f"{host.rpartition('@')[2]}:{path}" if colon and "/" not in host else None
+    # As ssh has it, host:path; what git hands to a program of its own (ext::...) can hold anything.
+    found = re.fullmatch(r"(?:[^@/:\s]*@)?([\w.-]+):(?!:)(.+)", remote)
+    return f"{found[1]}:{found[2]}" if found else None
+
+
+def _public(text: str | None) -> str | None:
+    """Return a name or an address unless a secret stands in it."""
+    return None if text and any(credentials.in_content(text.encode(errors="replace"))) else text or None
 
 
 def _tag_value(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from smkit.errors import did_you_mean
 from smkit.source import credentials
 from smkit.source.ignore_rules import names_any
+from smkit.source.nested import files_of
 from smkit.source.walk import IGNORE_FILE, SourceFile, Walk
 
 WARN_BYTES = 50_000_000
@@ -22,9 +23,10 @@ MAX_BYTES = 500_000_000
 WARN_FILES = 10_000
 _ENTRY = re.compile(r"(?![+-])((?!\.{1,2}/)[A-Za-z0-9._+-]+/)*[A-Za-z0-9._+-]*\.(py|sh)")
 """What the toolkit takes (process.py: validate_entry_point), of the two kinds that need no preparation."""
-_SCANNED_BYTES = 4 * 2**20
-"""As much of a file is searched for secrets: a notebook with its pictures, and not a file of data."""
+_SCANNED_BYTES = 32 * 2**20
+"""As much of a file is searched for secrets: a notebook with all its pictures, and not a file of data to its end."""
 _SHOWN = 20
+_SHOWN_OF_A_FILE = 5
 
 
 @dataclass(frozen=True)
@@ -153,21 +155,32 @@ def _secret_problems(files: Iterable[SourceFile], allowed: Sequence[str]) -> Ite
     ]
     for path, found in secrets[:_SHOWN]:
         yield (
-            f"source_dir: '{path}' {' and '.join(map(str, found))}; "
+            f"source_dir: '{path}' {' and '.join(found)}; "
             f"name it in {IGNORE_FILE}, or let it travel with allow_secrets=['{path}']"
         )
     if len(secrets) > _SHOWN:
         yield f"source_dir: {len(secrets) - _SHOWN} more files look like secrets"
 
 
-def _secrets(file: SourceFile) -> list[credentials.Finding]:
-    named = credentials.by_name(file.path)
+def _secrets(file: SourceFile) -> list[str]:
+    """Return what looks like a secret in a file, or in what is packed in it, in words that follow its name."""
     try:
         with file.location.open("rb") as opened:
             content = opened.read(_SCANNED_BYTES)
     except OSError:
         # The walk has asked for the right to read, so the file has just gone; packing it will say so.
         content = b""
+    packed = [
+        f"holds {name!a}, which {finding}"
+        for name, inner in files_of(file.location, content[:512])
+        for finding in _findings(name, inner)
+    ]
+    found = packed or list(map(str, _findings(file.path, content)))
+    return found[:_SHOWN_OF_A_FILE]
+
+
+def _findings(path: str, content: bytes) -> list[credentials.Finding]:
+    named = credentials.by_name(path)
     if named is not None:
         return [] if credentials.is_public_key(named, content) else [named]
     return list(credentials.in_content(content))
