@@ -40,7 +40,12 @@ def test_what_a_mapping_takes_over_it_may_give_again(tmp_path: Path) -> None:
 def test_a_number_that_yaml_reads_otherwise_than_it_looks_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(f"write '{text}' for a text") + "|without the 0"):
         loaded(tmp_path, "numbers.yaml", f"a: {text}")
-    assert loaded(tmp_path, "numbers.yaml", f"a: '{text}'\nb: 0\nc: 0x1F\nd: 0.5") == dict(a=text, b=0, c=31, d=0.5)
+    assert loaded(tmp_path, "numbers.yaml", f"a: '{text}'\nb: 0\nc: 0x1F\nd: 0.5") == {
+        "a": text,
+        "b": 0,
+        "c": 31,
+        "d": 0.5,
+    }
 
 
 @pytest.mark.parametrize(
