@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,9 @@ def main() -> int:
     parser.add_argument("--subjects", type=lambda text: tuple(text.split(",")), default=("smkit", *PEERS))
     parser.add_argument("--out", type=Path, help="a folder for the plots")
     options = parser.parse_args()
+    # A shell that starts this in the background has Ctrl-C ignored, and all that is attacked would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if unknown := [name for name in options.groups if name not in GROUPS]:
         parser.error(f"no group {', '.join(unknown)}; there are {', '.join(GROUPS)}")
     failures = []
