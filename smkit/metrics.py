@@ -182,12 +182,23 @@ class MetricLog:
         self._gathered_counts = {name: len(noted) for name, noted in self._pending.items()}
         self._first_step = step + 1
         self.close()
-        if self._jsonl_file is not None and self._jsonl_file.is_file():
-            kept = _lines(self._jsonl_file)[: state["rows"]]
-            part = self._jsonl_file.with_name(self._jsonl_file.name + ".part")
-            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            part.replace(self._jsonl_file)
-            self._row_count = len(kept)
+        try:
+            if self._jsonl_file is not None and self._jsonl_file.is_file():
+                self._take_back_rows(self._jsonl_file, state["rows"])
+        except OSError as error:
+            logger.warning("metrics are not written to %s any more: %s", self._jsonl_file, error)
+            self._jsonl_file = None
+
+    def _take_back_rows(self, file: Path, count: int) -> None:
+        kept = _lines(file)[:count]
+        part = file.with_name(file.name + ".part")
+        part.write_bytes(b"".join(kept))
+        part.replace(file)
+        self._row_count = len(kept)
+
+    def begin(self) -> None:
+        """Begin at the first step: what a run that has left no checkpoint wrote is taken back."""
+        self.load_state_dict({"pending": {}, "rows": 0}, 0)
 
     def close(self) -> None:
         """Finish the files; the log can be written to again."""
@@ -256,10 +267,8 @@ def _number(name: str, value: Any) -> float:
         raise SmkitError(f"'{name}' is {value!r:.60}", where="log()", fix="log a number or a tensor of one") from error
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path) -> list[bytes]:
     """Return the whole rows of a file; one that was cut short is none."""
     if not file.is_file():
         return []
-    return [
-        line.rstrip("\n") for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"
-    ]
+    return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -119,6 +119,10 @@ class RunState:
             "average": None if self._average is None else self._average.state_dict(),
         }
 
+    def begin(self) -> None:
+        """Begin anew: nothing that a run before has left outside of checkpoints belongs to this one."""
+        self._log.begin()
+
     def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Put every part back, and return the settings that are others now: `learning_rate: 0.1, now 0.01`.
 
@@ -257,6 +261,7 @@ class Saves:
         """Put the newest whole checkpoint back; return its step and what was changed since, None if there is none."""
         checkpoint = self._store.latest()
         if checkpoint is None:
+            self._run.begin()
             return None
         changed = self._run.restore(checkpoint)
         self._durable = (checkpoint.step, self._run.monitor.judged_step)

@@ -100,6 +100,30 @@ def test_a_resume_takes_back_rows_and_keeps_what_was_noted(tmp_path: Path) -> No
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
 
 
+def test_what_a_run_without_a_checkpoint_has_written_is_taken_back_by_the_one_that_begins_anew(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"step": 2, "torn \xff')
+    log = smkit.MetricLog(file, prints=False)
+    log.begin()
+    log.write(1, 1, {"a": 1.0})
+    log.close()
+    assert [json.loads(line)["a"] for line in file.read_text().splitlines()] == [1.0]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_rows_that_cannot_be_taken_back_cost_the_metrics_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n')
+    (tmp_path / "metrics.jsonl.part").mkdir()
+    log = smkit.MetricLog(file, prints=False)
+    log.begin()
+    assert log.write(1, 1, {"a": 1.0}) == {"a": 1.0}
+    assert "metrics are not written" in caplog.text
+    assert file.read_text() == '{"step": 1}\n'
+
+
 def test_tensorboard_forgets_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
