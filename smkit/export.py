@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,16 +18,21 @@ def write_weights(model: nn.Module, file: Path) -> None:
     Raises:
         SmkitError: The disk does not take them, or a part of the model's state is no tensor.
     """
-    part = file.with_name(file.name + ".part")
+    # A folder of its own, for the library writes under a name of its own first, and a killed process leaves it.
+    unfinished = file.with_name(file.name + ".part")
+    part = unfinished / file.name
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
         part.touch()
         mode = part.stat().st_mode
         save_model(model, str(part))
         # The library lets nobody but the owner read what it writes.
         part.chmod(mode)
         part.replace(file)
+        unfinished.rmdir()
     except (SafetensorError, OSError, RuntimeError, KeyError, AttributeError) as error:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise SmkitError(
             f"the weights cannot be written as safetensors: {error}",
             where=str(file),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -85,11 +84,12 @@ def warn_of_idle_gpus(device_type: str, gpus: int | None) -> None:
 def require_writable(*directories: Path) -> None:
     """Refuse folders that nothing can be written to, before hours of training lead there."""
     for directory in directories:
-        probe = directory / f".smkit-{os.getpid()}"
+        # Of one name: what a killed process has left, the next one takes away; and ranks can share the folder.
+        probe = directory / ".smkit-writes"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"smkit")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(directory, error) from error
 

@@ -412,6 +412,15 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step_and_is_never_saved(r
     assert not list((run.directory / "model").glob("*.part"))
 
 
+def test_what_killed_processes_have_left_is_not_handed_over_with_the_model(run: Run) -> None:
+    model = run.directory / "model"
+    (model / "model.safetensors.part").mkdir(parents=True)
+    (model / "model.safetensors.part" / ".tmpAbCdEf").write_text("half a model")
+    (model / ".smkit-writes").write_text("smk")
+    run(LineTrainer).fit()
+    assert {file.name for file in model.iterdir()} == {"model.safetensors", "settings.json"}
+
+
 def test_a_model_directory_that_cannot_be_written_is_found_before_training(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     trainer = run(LineTrainer, "--checkpoint-dir", str(tmp_path / "file" / "inside"))
