@@ -6,22 +6,19 @@ this room waits for a GPU. It knows neither models nor checkpoints.
 
 from __future__ import annotations
 
-import math
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from smkit.errors import ConfigurationError, SmkitError
+from smkit.life_signs import LifeSigns, audibly, connected
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
     from torch.distributed import ProcessGroup, Work
 
 T = TypeVar("T")
@@ -30,12 +27,10 @@ _MEETING_SECONDS = 900.0
 """Hosts of a job begin minutes apart, and until the first step each prepares its data at its own pace."""
 _SAVING_SECONDS = 1800.0
 """A slow disk is no reason to give up a run."""
-_LAST_WORDS_SECONDS = 3.0
-_HEARING_SECONDS = 0.2
-_FAILURE = "failure"
 _MEETINGS = "smkit/meetings"
 _LOST_CONTACT = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out waiting|[Tt]imeout after|Socket [Tt]imeout|Broken pipe"
+    r"|caused pair closure|(Read|Write) error \[|No route to host|(Network|Host) is unreachable"
 )
 _TORCHS_OWN_WORDS = re.compile(r"\[/[^]]*\] |\. This is typically caused by a remote worker.*")
 
@@ -53,7 +48,7 @@ class Ranks:
         self.rank = rank
         self.world_size = world_size
         self.local_rank = local_rank
-        self._store: Store | None = None
+        self._life: LifeSigns | None = None
         self._has_parted = True
         self._quick: ProcessGroup | None = None
         self._patient: ProcessGroup | None = None
@@ -83,21 +78,27 @@ class Ranks:
         if world_size == 1:
             yield ranks
             return
+        who = f"rank {rank} on host {host}"
         try:
-            _audibly(lambda: ranks._meet(timeout_seconds))
+            audibly(lambda: ranks._meet(host, timeout_seconds), check=ranks._require_all)
             yield ranks
+        except LostRankError:
+            raise
         except Exception as error:
             if _is_lost_contact(error):
-                raise ranks._other_failure(error, f"rank {rank} on host {host}") from error
-            ranks._tell(f"rank {rank} on host {host}: {_first_words(error)}")
+                raise ranks._lost(ranks._cause(f"{who} has lost contact: {_first_words(error)}")) from error
+            ranks._tell(f"{who}: {_first_words(error)}")
             raise
         except SystemExit as end:
             if not ranks._has_parted:
-                ranks._tell(f"rank {rank} on host {host}: sys.exit({end.code!r}) before the training was done")
+                ranks._tell(f"{who}: sys.exit({end.code!r}) before the training was done")
             raise
-        ranks.part()
+        else:
+            ranks.part()
+        finally:
+            ranks._end_signs(says_farewell=ranks._has_parted)
 
-    def _meet(self, timeout_seconds: float) -> None:
+    def _meet(self, host: str, timeout_seconds: float) -> None:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
         from torch.distributed.rendezvous import rendezvous
 
@@ -113,11 +114,24 @@ class Ranks:
                     where="RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
                     fix="start them with torchrun, which sets all four",
                 ) from error
+            except distributed.DistError as error:
+                raise SmkitError(
+                    f"the {self.world_size} processes of this run have not all met: {_first_words(error)}",
+                    where=f"rank {self.rank} on host {host}",
+                    fix="look at the logs of the other ranks and hosts: one did not start or ended at once, or its "
+                    "network does not let it reach the host of rank 0",
+                ) from error
             # torch counts its groups from 0 after each meeting, and would find the addresses of the one before.
             meeting_number = (store.add(_MEETINGS, 1) - 1) // world_size
-            self._store = store = PrefixStore(f"smkit/{meeting_number}", store)
+            prefix = f"smkit/{meeting_number}"
+            own = PrefixStore(prefix, connected(store))
+            self._life = LifeSigns(own, rank, world_size, host, patience_seconds=timeout_seconds)
             distributed.init_process_group(
-                backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_seconds)
+                backend,
+                store=PrefixStore(prefix, store),
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=timeout_seconds),
             )
         self._quick = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         patience = timedelta(seconds=_SAVING_SECONDS)
@@ -133,6 +147,7 @@ class Ranks:
         """
         if not self._has_parted:
             self._has_parted = True
+            self._end_signs(says_farewell=True)
             distributed.destroy_process_group()
 
     @property
@@ -145,8 +160,12 @@ class Ranks:
         return self._gathered(value, self._quick)
 
     def gathered_patiently(self, value: T) -> list[T]:
-        """Return what each process passes; wait for it as long as preparing, reading or saving may take."""
-        return [value] if self._patient is None else _audibly(lambda: self._gathered(value, self._patient))
+        """Return what each process passes; wait for it as long as preparing, reading or saving may take.
+
+        Raises:
+            LostRankError: One of them is gone; a wait for it would be in vain.
+        """
+        return [value] if self._patient is None else self._awaited(lambda: self._gathered(value, self._patient))
 
     def require_same(self, facts: Mapping[str, object]) -> None:
         """Return when every process has come here, as long as preparing may take, if all pass the same facts.
@@ -173,7 +192,7 @@ class Ranks:
 
     def gathered_in_background(self, value: T) -> list[T]:
         """Return what each process passes, for the one other thread that may exchange something: the one that saves."""
-        return self._gathered(value, self._background)
+        return [value] if self._background is None else self._awaited(lambda: self._gathered(value, self._background))
 
     def _gathered(self, value: T, group: ProcessGroup | None) -> list[T]:
         if group is None:
@@ -187,7 +206,7 @@ class Ranks:
         if self._patient is None:
             return value
         values = [value]
-        _audibly(lambda: distributed.broadcast_object_list(values, src=0, group=self._patient))
+        self._awaited(lambda: distributed.broadcast_object_list(values, src=0, group=self._patient))
         return values[0]
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
@@ -207,73 +226,40 @@ class Ranks:
         work: Work = distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX, group=self._quick, async_op=True)
         return work
 
+    def _awaited(self, call: Callable[[], T]) -> T:
+        """Return what an exchange returns that may take long, as long as all others give signs of life."""
+        return audibly(call, check=self._require_all)
+
+    def _require_all(self) -> None:
+        word = "" if self._life is None else self._life.word()
+        if word:
+            raise self._lost(word)
+
+    def _end_signs(self, *, says_farewell: bool) -> None:
+        if self._life is not None:
+            self._life.close(says_farewell=says_farewell)
+
     def _tell(self, text: str) -> None:
         """Leave word for the others of what has failed here; the first word counts."""
-        store = self._store
-        if store is not None:
-            _within(_LAST_WORDS_SECONDS, lambda: store.compare_set(_FAILURE, "", text))
+        if self._life is not None:
+            self._life.tell(text)
 
-    def _other_failure(self, error: Exception, who: str) -> SmkitError:
-        """Return what another process has said before it was gone; if none has, say what is seen here."""
-        store = self._store
-        said = None if store is None else _within(_LAST_WORDS_SECONDS, lambda: _wait_for_word(store))
-        if said is not None:
-            return SmkitError(
-                f"another process of this run has failed first: {said}",
-                where=f"rank {self.rank}",
-                fix="mend that; its own log says more",
-            )
-        self._tell(f"{who} has lost contact to another one: {_first_words(error)}")
-        return SmkitError(
-            f"another process of this run is gone or stuck, and has not said why ({_first_words(error):.200})",
+    def _cause(self, seen: str) -> str:
+        return seen if self._life is None else self._life.cause(seen)
+
+    def _lost(self, cause: str) -> LostRankError:
+        return LostRankError(
+            f"another process of this run has failed first: {cause}",
             where=f"rank {self.rank}",
-            fix="look at the logs of the other ranks and hosts: one was killed, ran out of memory or lost its network, "
-            "or took another way through a step (a parameter that has no gradient on one rank only wants "
-            "`find_unused_parameters = True`); start again with the same folders to go on from the last checkpoint",
+            fix="mend that; its own log says more. One that says nothing was killed, ran out of memory, is stuck, has "
+            "lost its network, or took another way through a step (a parameter that has no gradient on one rank "
+            "only wants `find_unused_parameters = True`). Start again with the same folders to go on from the last "
+            "checkpoint",
         )
 
 
-def _wait_for_word(store: Store) -> str | None:
-    deadline = time.monotonic() + _LAST_WORDS_SECONDS - 1
-    while time.monotonic() < deadline:
-        if store.check([_FAILURE]):
-            return bytes(store.get(_FAILURE)).decode(errors="replace")
-        time.sleep(0.1)
-    return None
-
-
-def _audibly(call: Callable[[], T], seconds: float = math.inf) -> T:
-    """Return what `call` returns, made in another thread: one that waits within torch would hear no signal.
-
-    Raises:
-        TimeoutError: It takes longer than `seconds`.
-    """
-    outcomes: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcomes.append((call(), None))
-        except BaseException as error:  # it is raised where it is waited for
-            outcomes.append((None, error))
-
-    deadline = time.monotonic() + seconds
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-        thread.join(min(_HEARING_SECONDS, seconds))
-    value, error = outcomes[0]
-    if error is not None:
-        raise error
-    return cast("T", value)
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T | None:
-    """Return what `call` returns; None if it fails or takes longer, for whoever answers may be gone."""
-    with suppress(Exception):
-        return _audibly(call, seconds)
-    return None
+class LostRankError(SmkitError):
+    """Another process of the run has failed, is gone or stuck: no cause, but what is seen of it here."""
 
 
 def _is_lost_contact(error: BaseException) -> bool:
