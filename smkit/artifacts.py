@@ -8,25 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import gzip
+import io
 import os
 import posixpath
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 from smkit.errors import JobError
 
 Artifact = Literal["model", "output"]
 """What a script has left in SM_MODEL_DIR, and what in SM_OUTPUT_DATA_DIR."""
 
-_MAX_ENTRIES = 1_000_000
+_MAX_ENTRIES = 200_000
+_ENTRY_BYTES = 4096
+"""What an entry takes of the disk beside its content."""
+_MAX_FOLDERS = 200
+"""In each other; the system calls of Linux take 2,048 at most."""
+_MAX_LINKS = 40
+"""That lead to each other, as for Linux (path_resolution(7))."""
+_HARMLESS_BYTES = 100 * 2**20
+_MAX_EXPANSION = 200
+"""To this, and to so many times the archive's own size, anything may unpack; zeros come to a thousand times."""
 _SPARE_BYTES = 64 * 2**20
 """What is to be left of the disk."""
 _CHUNK_BYTES = 2**20
+"""What is read at once; a header of more is none that anybody's tools write."""
 
 
 class Remains(NamedTuple):
@@ -86,8 +99,10 @@ def inside(name: str, *, archive: str) -> PurePosixPath:
         JobError: It leads out of the folder.
     """
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or path.parts[:1] == ("~",):
-        raise _refused(f"the entry {name!r} leads out of the folder", archive)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or "\\" in name or name.startswith("~"):
+        raise _refused(f"the entry {_shown(name)} leads out of the folder", archive)
+    if len(path.parts) > _MAX_FOLDERS:
+        raise _refused(f"the entry {_shown(name)} lies more than {_MAX_FOLDERS} folders deep", archive)
     return path
 
 
@@ -100,13 +115,17 @@ def unpack(archive: Path, folder: Path, *, name: str) -> None:
         name: What the archive is called in messages.
 
     Raises:
-        JobError: An entry leads out of the folder, is a device, or there is more than the disk holds; or the archive is
-            damaged.
+        JobError: An entry leads out of the folder, is a device, or has the name of another one; there is more than the
+            disk holds, or than can come of an archive of this size; or it is damaged.
     """
     try:
-        with tarfile.open(archive, "r:*") as entries:
-            _Unpacking(folder, name).unpack(entries)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        most = max(_HARMLESS_BYTES, _MAX_EXPANSION * archive.stat().st_size)
+        with _opened(archive) as stream:
+            measured = _Measured(stream, most, name)
+            with tarfile.open(fileobj=measured, mode="r:") as entries:
+                _Unpacking(folder, name, most).unpack(entries)
+            measured.read_to_the_end()
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError, zlib.error) as error:
         raise JobError(
             f"the archive cannot be unpacked: {error}",
             where=name,
@@ -114,17 +133,62 @@ def unpack(archive: Path, folder: Path, *, name: str) -> None:
         ) from error
 
 
+def _opened(archive: Path) -> IO[bytes]:
+    """Open what SageMaker leaves, a tar.gz, or a tar without compression."""
+    with archive.open("rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(archive)) if is_compressed else archive.open("rb")
+
+
+class _Measured(io.RawIOBase):
+    """The tar stream of an archive: what is read of it, at once and altogether, has an end."""
+
+    def __init__(self, stream: IO[bytes], most: int, name: str) -> None:
+        super().__init__()
+        self._stream = stream
+        self._most = most
+        self._name = name
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _CHUNK_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        content = self._stream.read(size)
+        self._require(self._stream.tell())
+        return content
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        self._require(position)
+        return self._stream.seek(position, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read_to_the_end(self) -> None:
+        """Have the checksum of the whole looked at, which stands at its end."""
+        while self.read(_CHUNK_BYTES):
+            pass
+
+    def _require(self, position: int) -> None:
+        if position > self._most:
+            raise _too_much(self._most, self._name)
+
+
 @dataclass
 class _Unpacking:
     folder: Path
     name: str
+    most: int
     entries: int = 0
     bytes_left: int = 0
+    disk_bytes_left: int = 0
 
     def unpack(self, entries: tarfile.TarFile) -> None:
-        self.bytes_left = shutil.disk_usage(self.folder).free - _SPARE_BYTES
+        self.bytes_left = self.most
+        self.disk_bytes_left = shutil.disk_usage(self.folder).free - _SPARE_BYTES
         links: dict[PurePosixPath, PurePosixPath] = {}
-        for entry in entries:
+        while (entry := entries.next()) is not None:
+            # It would keep every header that it has read.
+            entries.members = []  # type: ignore[attr-defined]
             self._count()
             path = inside(entry.name, archive=self.name)
             target = self.folder / path
@@ -138,12 +202,15 @@ class _Unpacking:
                 base = path.parent if entry.issym() else PurePosixPath()
                 links[path] = inside(posixpath.normpath(base / entry.linkname), archive=self.name)
             else:
-                raise _refused(f"the entry {entry.name!r} is neither a file nor a folder", self.name)
+                raise _refused(f"the entry {_shown(entry.name)} is neither a file nor a folder", self.name)
         self._copy_links(links)
 
     def _write(self, content: IO[bytes], entry: tarfile.TarInfo, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as file:
+        if target.exists():
+            # Also of another case, or of other accents, where the disk takes them for the same.
+            raise _refused(f"the entry {_shown(entry.name)} has the name of another one", self.name)
+        with target.open("xb") as file:
             while chunk := content.read(_CHUNK_BYTES):
                 self._take(len(chunk))
                 file.write(chunk)
@@ -152,19 +219,25 @@ class _Unpacking:
 
     def _copy_links(self, links: dict[PurePosixPath, PurePosixPath]) -> None:
         """Copy what links lead to, those that lead to links after these; there is never a link on the disk."""
-        while links:
+        for _ in range(_MAX_LINKS):
             ready = {path: to for path, to in links.items() if (self.folder / to).exists() and path.parent != to}
-            if not ready:
-                path, to = next(iter(links.items()))
-                raise _refused(f"the link '{path}' leads to '{to}', which the archive does not hold", self.name)
             for path, to in ready.items():
                 del links[path]
                 self._copy(self.folder / to, self.folder / path)
+            if not ready:
+                break
+        if links:
+            link, end = (_shown(str(each)) for each in next(iter(links.items())))
+            raise _refused(
+                f"the link {link} leads to {end}, which the archive does not hold, or through more than {_MAX_LINKS} "
+                "others",
+                self.name,
+            )
 
     def _copy(self, source: Path, target: Path) -> None:
         if source in target.parents or target.exists():
             raise _refused(
-                f"the link '{target.name}' leads to a folder that it is in, or has another's name", self.name
+                f"the link {_shown(target.name)} leads to a folder that it is in, or has another's name", self.name
             )
         for file in [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]:
             self._count()
@@ -175,13 +248,26 @@ class _Unpacking:
 
     def _count(self) -> None:
         self.entries += 1
+        self._take(_ENTRY_BYTES)
         if self.entries > _MAX_ENTRIES:
             raise _refused(f"there are more than {_MAX_ENTRIES:,} entries", self.name)
 
     def _take(self, size: int) -> None:
         self.bytes_left -= size
-        if self.bytes_left < 0:
+        self.disk_bytes_left -= size
+        if self.disk_bytes_left < 0:
             raise _refused("there is more in it than the disk has room for", self.name)
+        if self.bytes_left < 0:
+            raise _too_much(self.most, self.name)
+
+
+def _shown(name: str) -> str:
+    """Return a name that anybody has chosen as a text for a terminal."""
+    return ascii(name if len(name) <= 100 else f"{name[:97]}...")
+
+
+def _too_much(most: int, archive: str) -> JobError:
+    return _refused(f"more than {most / 1e6:,.0f} MB come of it, as only of one that is made to fill disks", archive)
 
 
 def _refused(what: str, archive: str) -> JobError:
