@@ -341,6 +341,14 @@ def test_a_channel_that_is_neither_layout_is_refused_with_what_was_seen(channel,
         ("file,label\n1.png,a\n", "images have no row in labels.csv (1): 2.png"),
         ("file,label\n1.png,a\n2.png,b\n1.png,b\n", "images have several rows in labels.csv (1): 1.png"),
         ("file,label\n1.png,0.5\n2.png,1\n", "labels.csv has numbers as labels, which are no classes: 0.5, 1"),
+        (
+            "file,label\n1.png,1,2\n2.png,1\n",
+            "labels.csv cannot be read: line 2 has more values than there are columns",
+        ),
+        (
+            '{"file_name": "1.png", "label": 1, "label": 2}\n',
+            "metadata.jsonl cannot be read: line 1 is no JSON: gives the",
+        ),
         ("file,label\n1.png,1\n2.png,9223372036854775808\n", "labels beyond 64 bits: 9223372036854775808"),
         ('{"file_name": "1.png"}', "line 1 lacks a file_name or a label"),
         ('{"file_name": "1.png", "label": 1}\n[]', "line 2 lacks a file_name or a label"),
@@ -376,6 +384,20 @@ def test_images_of_several_sizes_are_refused_at_once_or_when_the_odd_one_is_read
         f"the images differ in size (height x width): a/00.jpg is 12x16, b/{odd:02}.jpg is 16x12"
     )
     assert "`return smkit.open_dataset(channel, image_size=224)` in `build_dataset`" in caught.value.fix
+
+
+def test_a_stray_text_among_whole_numbers_does_not_make_names_of_them(channel):
+    write(channel.path, "1.png", "2.png", "3.png")
+    (channel.path / "labels.csv").write_text("file,label\n1.png,10\n2.png,2\n3.png,cat\n")
+    assert refusal(channel).what == "labels.csv has the label 'cat' for 3.png, and whole numbers for others"
+
+
+def test_a_jpeg_that_claims_to_be_gigabytes_is_refused_before_it_is_decoded(channel):
+    content = bytearray(encoded(picture(), "JPEG"))
+    size = content.find(b"\xff\xc0") + 5
+    content[size : size + 4] = struct.pack(">HH", 65_500, 65_500)
+    with pytest.raises(DataError, match="it claims to be 65500 x 65500 pixels, more than 178,956,970"):
+        only_image(channel, bytes(content))
 
 
 JPEG = encoded(picture(3, 64, 64), "JPEG")

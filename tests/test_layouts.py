@@ -8,6 +8,8 @@ import json
 import os
 import struct
 import tarfile
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -279,6 +281,89 @@ def test_two_epochs_of_a_large_table_differ_and_each_row_comes_once(channel, cac
     assert int(epochs[1][:1000].max()) > 60_000
     again = smkit.make_loader(open_dataset(channel, cache_dir=cache), batch_size=1000)
     assert torch.cat([features[:, 0].long() for features, _ in again]).equal(epochs[0]), "whatever is in the cache"
+
+
+def test_the_parts_that_spark_writes_are_of_the_layout_that_their_folder_names(channel, cache):
+    for file in ("rows.csv/part-00000", "rows.csv/part-00001.gz", "rows.csv/_SUCCESS"):
+        path = channel.path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(csv()) if file.endswith(".gz") else b"" if file.endswith("SS") else csv())
+    assert len(open_dataset(channel, cache_dir=cache)) == 8
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_of_too_many_columns_is_refused_before_it_takes_minutes(kind, channel, cache):
+    names = [f"c{number}" for number in range(70_000)]
+    content = {
+        "csv": f"{','.join(names)}\n{','.join('1' for _ in names)}\n".encode,
+        "jsonl": lambda: json.dumps(dict.fromkeys(names, 1)).encode(),
+        "parquet": lambda: parquet_of(pa.table({name: [1] for name in names})),
+    }[kind]()
+    (channel.path / f"a.{kind}").write_bytes(content)
+    with pytest.raises(DataError, match="the table has 70,000 columns, and smkit reads up to 65,536"):
+        open_dataset(channel, cache_dir=cache)
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["0", "1", "cat"], "a.csv, line 4: the label is 'cat', and a whole number in most other rows"),
+        (["0.5", "inf"], "a.csv, line 3: the label 'label' is infinite"),
+        (["0", "1", "2", "a", "b", "c"], None),
+    ],
+)
+def test_a_stray_text_among_numbers_does_not_make_names_of_them(labels, message, channel, cache):
+    (channel.path / "a.csv").write_text("label,x\n" + "".join(f"{label},1\n" for label in labels))
+    if message is None:
+        assert open_dataset(channel, cache_dir=cache).classes == tuple(labels)
+    else:
+        with pytest.raises(DataError, match=message):
+            open_dataset(channel, cache_dir=cache)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"label,x\r1,2\r", "end each line with a line feed"),
+        (b"label,x\n1," + b"9" * 200_000, "begin the file with rows of shorter values"),
+        (b"label,x\n1,\xff", "write it as UTF-8 text"),
+    ],
+)
+def test_first_rows_that_cannot_be_read_are_told_apart(content, advice, channel, cache):
+    (channel.path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        open_dataset(channel, cache_dir=cache)
+    assert caught.value.fix.startswith(advice)
+
+
+def test_arrays_that_share_a_name_are_refused(channel):
+    with zipfile.ZipFile(channel.path / "a.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for value in (0.0, 1.0):
+            with archive.open("x.npy", "w") as file:
+                np.lib.format.write_array(file, np.full(3, value))
+    with pytest.raises(DataError, match="two arrays of it have one name"):
+        open_dataset(channel)
+    (channel.path / "a.npz").unlink()
+    torch.save({1: torch.zeros(3), "1": torch.ones(3)}, channel.path / "a.pt")
+    with pytest.raises(DataError, match=r"two arrays of a\.pt are called '1'"):
+        open_dataset(channel)
+
+
+def test_an_archive_that_does_not_fit_into_memory_is_refused_before_it_is_unpacked(channel):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (2**45,)})
+    with zipfile.ZipFile(channel.path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", head.getvalue())
+        archive.infolist()[0].file_size = 2**47
+    with pytest.raises(DataError, match="it is 140,737,488,355,328 bytes when unpacked"):
+        open_dataset(channel)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,11 @@ def _read(file: Path, reader: Callable[[Path], Mapping[Any, object]], where: str
             where=where,
             fix="write it again as plain arrays of numbers, never pickled objects, and check that it arrived whole",
         ) from error
+    names = [str(name) for name in content]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"two arrays of {file.name} are called '{twice[0]}'", where=where, fix="give each array a name of its own"
+        )
     return {str(name): _tensor(value, f"'{name}' in {file.name}", where) for name, value in content.items()}
 
 
@@ -117,7 +123,20 @@ def _npy(file: Path) -> Mapping[Any, object]:
 def _npz(file: Path) -> Mapping[Any, object]:
     # `np.load` leaves the file open when the archive is damaged.
     with file.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as archive:
+        if len(set(archive.files)) < len(archive.files):
+            raise ValueError("two arrays of it have one name")
+        _require_memory(sum(member.file_size for member in archive.zip.infolist()))
         return dict(archive)
+
+
+def _require_memory(size: int) -> None:
+    """Refuse what would fill the machine when it is unpacked: the kernel would kill this process, or another one."""
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    except OSError:  # There is none off Linux.
+        return
+    if found and size > (available := int(found[1]) << 10):
+        raise ValueError(f"it is {size:,} bytes when unpacked, and {available:,} of memory are left; save .npy files")
 
 
 def _safetensors(file: Path) -> Mapping[Any, object]:

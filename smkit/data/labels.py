@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import errno
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from smkit.data.source import stray_text
+from smkit.documents import load_json
 from smkit.errors import DataError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -113,7 +114,7 @@ def _labels_of_table(table: Path, images: set[str], where: str) -> tuple[list[st
         if paths:
             raise _refusal(f"{trouble} ({len(paths):,}): {_some(paths)}", where)
     try:
-        return names, _labels(labels)
+        return names, _labels(labels, names)
     except ValueError as error:
         raise _refusal(f"{table.name} has {error}", where) from error
 
@@ -129,6 +130,8 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, str]]:
                 f"it has {', '.join(columns) or 'none'}"
             )
         for row in reader:
+            if None in row:
+                raise ValueError(f"line {reader.line_num} has more values than there are columns")
             yield _row(row, names[0], reader.line_num)
 
 
@@ -137,7 +140,7 @@ def _json_rows(table: Path) -> Iterator[tuple[str, str]]:
         for line, text in enumerate(file, start=1):
             if text.strip():
                 try:
-                    row = json.loads(text)
+                    row = load_json(text)
                 except ValueError as error:
                     raise ValueError(f"line {line} is no JSON: {error}") from error
                 yield _row(row, "file_name", line)
@@ -149,8 +152,8 @@ def _row(row: Any, file_column: str, line: int) -> tuple[str, Any]:
     return row[file_column].removeprefix("./"), row["label"]
 
 
-def _labels(labels: Sequence[Any]) -> list[str] | list[int]:
-    """Return labels that are all classes or all integers; those of a CSV file are text all the same."""
+def _labels(labels: Sequence[Any], names: Sequence[str]) -> list[str] | list[int]:
+    """Return the labels of images, all classes or all integers; those of a CSV file are text all the same."""
     kinds = {type(label) for label in labels}
     if kinds == {int}:
         return _int64(labels)
@@ -159,6 +162,9 @@ def _labels(labels: Sequence[Any]) -> list[str] | list[int]:
     try:
         numbers = [float(label) for label in labels]
     except ValueError:
+        if (stray := stray_text(labels)) is not None:
+            image = names[labels.index(stray)]
+            raise ValueError(f"the label '{stray[:40]}' for {image}, and whole numbers for others") from None
         return list(labels)
     if not all(label.lstrip("-").isdecimal() for label in labels):
         raise ValueError(f"numbers as labels, which are no classes: {_some([f'{number:g}' for number in numbers])}")

@@ -179,8 +179,9 @@ def _is_data(name: str) -> bool:
 
 
 def _suffix(file: str) -> str:
-    """Return the suffix that says what a file is, without `.gz`."""
-    return Path(file.lower().removesuffix(".gz")).suffix
+    """Return the suffix that says what a file is, without `.gz`; Spark writes `part-0` into a folder `name.csv`."""
+    path = Path(file.lower().removesuffix(".gz"))
+    return path.suffix or (path.parent.suffix if path.name.startswith("part-") else "")
 
 
 def _chosen(

@@ -18,6 +18,8 @@ from smkit.errors import ConfigurationError
 
 _FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
+_MOST_PIXELS = 178_956_970
+"""Of an image that is decoded, as of Pillow's own limit: a file of a few bytes can claim to be gigabytes."""
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Size = tuple[int, int]
@@ -64,6 +66,8 @@ def decode(data: bytes, size: Size | None, out: Pixels | None) -> Pixels:
         except ValueError:
             # Rare kinds of subsampling, which Pillow reads.
             return _decode_with_pillow(data, size)
+        if height * width > _MOST_PIXELS:
+            raise ValueError(f"it claims to be {width} x {height} pixels, more than {_MOST_PIXELS:,}")
         # Of CMYK simplejpeg makes colours that differ from those of Pillow by 1; and it turns nothing.
         if colours in ("Gray", "RGB", "YCbCr") and not _is_turned(data):
             buffer = out if out is not None and out.shape == (height, width, 3) else None

@@ -113,6 +113,16 @@ def _rebuild(what: str, sample: int, where: str, fix: str) -> SampleError:
     return SampleError(what, sample=sample, where=where, fix=fix)
 
 
+def stray_text(labels: Iterable[str]) -> str | None:
+    """Return a text among labels that are else whole numbers, which it would make names of: '10' would sort before '2'.
+
+    Where as many texts as numbers are labels, as in a set of digits and letters, all of them are names.
+    """
+    names = dict.fromkeys(labels)
+    texts = [name for name in names if not name.removeprefix("-").isdecimal()]
+    return texts[0] if texts and len(texts) < len(names) - len(texts) else None
+
+
 def fingerprint_of(parts: Iterable[object]) -> int:
     """Return a number below 2**63 made of the texts of `parts`."""
     digest = hashlib.blake2b(digest_size=8)

@@ -11,7 +11,7 @@ from typing import Any
 from smkit.data.tables.arrow_values import column_of, load, values_of, with_lengths
 from smkit.data.tables.blocks import Block, Blocks, read_failed
 from smkit.data.tables.columns import Column, Values
-from smkit.data.tables.formats import Format
+from smkit.data.tables.formats import Format, require_narrow
 from smkit.errors import DataError
 
 _SLICE = 1 << 13
@@ -46,6 +46,7 @@ class _Columnar(Format):
         self.blocks = Blocks(parts)
         if not self.blocks.total:
             raise DataError("the files hold no rows", where=where, fix="check what has written them")
+        require_narrow(len(schema), where)
         columns = [column_of(field.name, field.type) for field in schema]
         lists = [column.name for column in columns if column.length is not None]
         block = self.blocks[0]

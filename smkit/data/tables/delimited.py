@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from smkit.data.tables.arrow_values import column_of, load, values_of
 from smkit.data.tables.blocks import FIRST_BYTES, Block, TextFiles
 from smkit.data.tables.columns import Column, Values
-from smkit.data.tables.formats import Format
+from smkit.data.tables.formats import Format, require_narrow
 from smkit.errors import DataError
 
 MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
@@ -60,6 +60,7 @@ class Delimited(Format):
         header = self._header(heads[first], starts[first], first)
         self.first_is_label = header is None
         self._names = header or [str(place) for place in range(len(starts[first].cells))]
+        require_narrow(len(self._names), where)
         if header:
             self._check_headers(starts, header)
         self._quoted = [b'"' in head for head in heads]
@@ -144,9 +145,13 @@ class Delimited(Format):
                 if '"' not in text
                 else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
             )
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.files[file]} is no CSV in UTF-8: {error}", where=self.where, fix="write it as UTF-8 text"
+                f"{self.files[file]} is no text in UTF-8: {error}", where=self.where, fix="write it as UTF-8 text"
+            ) from error
+        except csv.Error as error:
+            raise DataError(
+                f"the first rows of {self.files[file]} cannot be read: {error}", where=self.where, fix=_fix_of(error)
             ) from error
         return _Start(cells, begin, end, lines)
 
@@ -216,6 +221,12 @@ class Delimited(Format):
                 return self.wrong(block, line, *problem)
             line = reader.line_num
         return self.wrong(block, 0, f"this line or one of the {block.rows} from it on is damaged: {reason}", "mend it")
+
+
+def _fix_of(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return "begin the file with rows of shorter values, or write it as Parquet or JSON lines"
+    return "end each line with a line feed, and quote a value that holds line breaks"
 
 
 def _problem(cells: Sequence[str], width: int, wanted: Sequence[tuple[int, Column]]) -> tuple[str, str] | None:

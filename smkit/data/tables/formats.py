@@ -20,6 +20,24 @@ MOST_WIDE = 4096
 """Numbers of a row at most, where a format leaves out those that are zero."""
 
 
+MOST_COLUMNS = 1 << 16
+"""Of a table whose columns have names; each of them costs time of its own with every block."""
+
+
+def require_narrow(columns: int, where: str) -> None:
+    """Refuse a table that has too many columns.
+
+    Raises:
+        DataError: It has.
+    """
+    if columns > MOST_COLUMNS:
+        raise DataError(
+            f"the table has {columns:,} columns, and smkit reads up to {MOST_COLUMNS:,}",
+            where=where,
+            fix="write each row as one list of numbers (Parquet, Arrow), or all of them as one .npy",
+        )
+
+
 class Format(ABC):
     """Files of one format, opened: they are read anew for each block, and the object can be pickled.
 

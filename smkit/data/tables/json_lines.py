@@ -13,7 +13,7 @@ import numpy as np
 from smkit.data.tables.arrow_values import column_of, load, values_of, with_lengths
 from smkit.data.tables.blocks import Block, TextFiles
 from smkit.data.tables.columns import Column, Values
-from smkit.data.tables.formats import Format
+from smkit.data.tables.formats import Format, require_narrow
 from smkit.errors import DataError
 
 _DEEPEST = 100
@@ -43,6 +43,7 @@ class JSONLines(Format):
         except UnicodeDecodeError as error:
             what = "the name of a column is no UTF-8"
             raise self.wrong(self.blocks[0], 0, what, "write the file as UTF-8 text") from error
+        require_narrow(len(self._types), where)
         self.columns = with_lengths([column_of(name, kind) for name, kind in self._types.items()], first)
 
     def parse(self, block: Block, columns: Sequence[Column]) -> list[Values]:

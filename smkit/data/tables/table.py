@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smkit.data.order import Windows
-from smkit.data.source import Allocate, Source
+from smkit.data.source import Allocate, Source, stray_text
 from smkit.data.tables.blocks import Block
 from smkit.data.tables.cache import TableCache
 from smkit.data.tables.columns import Array, Selection, Texts, Values
@@ -213,12 +213,13 @@ class Table(Source):
             label = self._class_numbers(label)
             missing = np.flatnonzero(label < 0)
         elif label.dtype.kind == "f":
-            missing = np.flatnonzero(np.isnan(label))
+            missing = np.flatnonzero(~np.isfinite(label))
         else:
             return label
         if len(missing):
             known = f" or none of the classes {', '.join(self.classes[:8])}" if self.classes else ""
-            what = f"the label '{name}' is missing{known}"
+            is_infinite = label.dtype.kind == "f" and np.isinf(label[missing[0]])
+            what = f"the label '{name}' is {'infinite' if is_infinite else 'missing'}{known}"
             raise self._format.wrong(block, int(missing[0]), what, "add it, or remove the row")
         return label
 
@@ -226,6 +227,7 @@ class Table(Source):
         """Publish the cache; numbers of classes, which are in order of appearance, become those of sorted classes."""
         if self._has_text_label and not self.classes:
             names = list(self._numbers)
+            self._refuse_stray_text(cache, names)
             self.classes = tuple(sorted(names))
             ranks = np.argsort(np.argsort(np.array(names, dtype=object)))
             field = len(self._fields) - 1
@@ -233,6 +235,18 @@ class Table(Source):
                 part = cache.array(field)[first : first + _REMAPPED_ROWS]
                 cache.write_field(field, first, ranks[part])
         cache.publish(self.classes)
+
+    def _refuse_stray_text(self, cache: TableCache, names: Sequence[str]) -> None:
+        stray = stray_text(names)
+        if stray is not None:
+            row = int(np.argmax(cache.array(len(self._fields) - 1) == names.index(stray)))
+            block = self._format.blocks[int(self._format.blocks.of_rows(np.array([row]))[0])]
+            raise self._format.wrong(
+                block,
+                row - block.first,
+                f"the label is {stray[:40]!r}, and a whole number in most other rows",
+                "mend the row; if all labels are names, write none of them as a bare number",
+            )
 
     # --- classes ------------------------------------------------------------------------------------------------------
 
