@@ -55,7 +55,8 @@ class OutOfReach(JobError):  # noqa: N818 - it reads as what it is, and not ever
 
 def has_ended(description: Mapping[str, Any]) -> bool:
     """Whether a job's description is that of an ended one."""
-    return description["TrainingJobStatus"] not in ("InProgress", "Stopping", "Deleting")
+    # A status that nobody knows yet is no end.
+    return description["TrainingJobStatus"] in ("Completed", "Failed", "Stopped")
 
 
 @dataclass

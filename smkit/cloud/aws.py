@@ -10,10 +10,10 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
+from smkit.cloud import answers
 from smkit.cloud.aws_errors import aws_errors
 from smkit.cloud.services import S3, Iam, Logs, SageMaker, Sts
 from smkit.errors import ConfigurationError, did_you_mean
@@ -39,7 +39,7 @@ class TimeOuts:
     """Seconds until silence counts as a failure, and how often to ask a busy service, and a silent one."""
 
     connect: float = 5.0
-    read: float = 20.0
+    read: float = 18.0
     attempts: int = ATTEMPTS
     silent_attempts: int = SILENT_ATTEMPTS
 
@@ -177,7 +177,7 @@ def _clients(session: Any, region: str, time_outs: TimeOuts) -> Clients:
         patience = _INCIDENTAL.get(service, time_outs)
         place = _ELSEWHERE.get(service, region)
         client = session.client(service, region_name=place, config=_config(patience))
-        client.meta.events.register_first("needs-retry.*", partial(_give_up_on_silence, patience.silent_attempts))
+        answers.watch(client, silent_attempts=patience.silent_attempts)
         return client
 
     def renew() -> Clients:
@@ -197,17 +197,6 @@ def _config(time_outs: TimeOuts) -> Any:
         user_agent_extra=f"smkit/{version('smkit')}",
         tcp_keepalive=True,
     )
-
-
-def _give_up_on_silence(
-    attempts: int, /, *, request_dict: dict[str, Any], caught_exception: BaseException | None = None, **_: Any
-) -> None:
-    """Count the attempts of a call that got no answer, and end the call after a few."""
-    if caught_exception is not None:
-        count = request_dict["context"].get("smkit_silent", 0) + 1
-        request_dict["context"]["smkit_silent"] = count
-        if count >= attempts:
-            raise caught_exception
 
 
 def _boto_session(given: Any) -> Any:

@@ -113,10 +113,21 @@ def is_denied(error: BaseException) -> bool:
     return error_code(error) in _DENIED and "not authorized to perform" not in str(error)
 
 
+def is_wrong_clock(error: BaseException) -> bool:
+    """Whether AWS refuses the time of a request: by a code of its own, or as a signature of another time."""
+    text = str(error).lower()
+    is_old = "signature expired" in text or "signature not yet current" in text
+    return error_code(error) in _WRONG_CLOCK or (error_code(error) in _UNKNOWN_KEY and is_old)
+
+
+def is_unanswered(error: BaseException) -> bool:
+    """Whether AWS did not say what has become of a call, so that it may have been carried out, or may be yet."""
+    return error_code(error) in _UNREACHABLE or _status(error) >= 500
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same call can succeed a little later: AWS was not reached, busy, or failed by itself."""
-    code = error_code(error)
-    return code in _THROTTLED | _UNREACHABLE or _status(error) >= 500
+    return error_code(error) in _THROTTLED or is_unanswered(error)
 
 
 def _is_from_aws(error: BaseException) -> bool:
@@ -141,6 +152,8 @@ def _saying(error: Exception, profile_name: str | None) -> _Saying:
             "sign in with 'aws configure' or 'aws sso login', or name a profile that has credentials: "
             "launch(profile_name=...) or AWS_PROFILE",
         )
+    if is_wrong_clock(error):
+        return _Saying(f"AWS refuses the time of this machine ({code}): {_message(error)}", "set this machine's clock")
     if code in _UNKNOWN_KEY:
         return _Saying(
             f"AWS does not accept these credentials here ({code}): {_message(error)}",
@@ -149,11 +162,9 @@ def _saying(error: Exception, profile_name: str | None) -> _Saying:
         )
     if code in _DENIED:
         return _denied(error, option)
-    if code in _WRONG_CLOCK:
-        return _Saying(f"AWS refuses the time of this machine ({code}): {_message(error)}", "set this machine's clock")
     if code in _THROTTLED:
         return _Saying(
-            f"AWS is throttling {_operation(error)} ({code}), and went on after 10 attempts",
+            f"AWS is throttling {_operation(error)} ({code}), and went on when it was asked again and again",
             "wait a minute and repeat; fewer launches at once help, or a higher request quota",
         )
     if code in _UNREACHABLE:
@@ -163,6 +174,11 @@ def _saying(error: Exception, profile_name: str | None) -> _Saying:
         )
     if code in ("ProfileNotFound", "ConfigParseError", "ConfigNotFound"):
         return _Saying(_one_line(error), "mend ~/.aws/config or name another profile; 'aws configure list-profiles'")
+    if _status(error) >= 500:
+        return _Saying(
+            f"AWS has failed by itself at {_operation(error)} ({code}), again and again: {_message(error)}",
+            "repeat in a minute; if it stays so, look at https://health.aws.amazon.com and at proxies on the way",
+        )
     return _Saying(f"AWS refused {_operation(error)} ({code}): {_message(error)}", "mend what AWS says, then repeat")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from smkit.cloud.aws import Clients
-from smkit.cloud.aws_errors import aws_errors, is_expired, is_passing, is_without_credentials
+from smkit.cloud.aws_errors import aws_errors, is_expired, is_passing, is_without_credentials, is_wrong_clock
 from smkit.errors import ConfigurationError, JobError, SmkitError
 from smkit.watching import OutOfReach
 
@@ -67,5 +67,9 @@ class Connection:
         return answer
 
     def _have_run_out(self, error: SmkitError) -> bool:
-        """Whether the credentials have, or cannot be found any more although they once were."""
-        return is_expired(error) or (self._has_worked and is_without_credentials(error))
+        """Whether the credentials have, or cannot be found any more although they once were.
+
+        A clock that is wrong, or was while this machine slept, is put right in the same way: by waiting for somebody.
+        """
+        has_gone = is_without_credentials(error) or is_wrong_clock(error)
+        return is_expired(error) or (self._has_worked and has_gone)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from smkit.cloud.aws import Clients, connect
 from smkit.cloud.aws_errors import aws_errors, error_code
 from smkit.cloud.images import find_image, image_warnings
+from smkit.cloud.pages import pages
 from smkit.cloud.role import find_role
 from smkit.cloud.service_model import ServiceModel
 from smkit.cloud.storage import default_bucket
@@ -301,12 +302,15 @@ def _quota(clients: Clients, wishes: Wishes) -> Iterator[Check]:
 def _quotas(clients: Clients, names: Mapping[str, object]) -> dict[str, Any]:
     """Return the quotas of these names; there are some two thousand, and no way to ask for one by its name."""
     service = clients.client("service-quotas")
-    found: dict[str, Any] = {}
-    token: dict[str, str] = {}
-    while True:
-        with _asking(clients, "service-quotas list-service-quotas --service-code sagemaker"):
-            page = service.list_service_quotas(ServiceCode="sagemaker", MaxResults=100, **token)
-        found |= {quota["QuotaName"]: quota for quota in page["Quotas"] if quota["QuotaName"] in names}
-        if len(found) == len(names) or "NextToken" not in page:
-            return found
-        token = {"NextToken": page["NextToken"]}
+    doing, found = "service-quotas list-service-quotas --service-code sagemaker", dict[str, Any]()
+
+    def page(**token: str) -> Mapping[str, Any]:
+        with _asking(clients, doing):
+            answer: Mapping[str, Any] = service.list_service_quotas(ServiceCode="sagemaker", MaxResults=100, **token)
+            return answer
+
+    for each in pages(page, doing):
+        found |= {quota["QuotaName"]: quota for quota in each["Quotas"] if quota["QuotaName"] in names}
+        if len(found) == len(names):
+            break
+    return found

@@ -11,14 +11,16 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from smkit.cloud.aws_errors import error_code
 from smkit.cloud.connection import Connection
+from smkit.cloud.pages import pages
 from smkit.errors import JobError
 from smkit.log_view import LogLine, traceback_start
+from smkit.watching import OutOfReach
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 """User guide: "Amazon SageMaker AI log groups and streams"; a stream is `<job>/algo-<number>-<time>`."""
@@ -28,6 +30,7 @@ _WIDE_WINDOW_SECONDS = 300
 _SMALL_PAGE = 1000
 """A page with news and fewer events than this is the stream's end for now; a full one has 10,000, or a megabyte."""
 _LAST_EVENTS = 300
+_EMPTY_PAGES = 500
 _CONSOLES = {
     "aws": "{region}.console.aws.amazon.com",
     "aws-cn": "console.amazonaws.cn",
@@ -108,8 +111,10 @@ class _Stream:
             request["startTime"] = max(0, self.newest - 1000 * self._window_seconds())
         self.quiet_looks += 1
         seen: Counter[tuple[int, int]] = Counter()
+        empty = 0
         while True:
             page = connection.ask(f"log stream {self.name}", lambda clients: clients.logs.get_log_events(**request))
+            empty = _require_end(empty, page, request)
             has_news = False
             for found in page["events"]:
                 event = _Event(found["timestamp"], self.name, found["message"])
@@ -142,20 +147,18 @@ class _Stream:
 def find_streams(connection: Connection, name: str) -> list[str]:
     """Return the streams of a job; there is none before a host has written something."""
     request: dict[str, Any] = {"logGroupName": GROUP, "logStreamNamePrefix": f"{name}/"}
-    streams: list[str] = []
-    while True:
+    doing = f"log streams of job '{name}'"
+
+    def page(**token: str) -> Mapping[str, Any]:
         try:
-            page = connection.ask(
-                f"log streams of job '{name}'", lambda clients: clients.logs.describe_log_streams(**request)
-            )
+            return connection.ask(doing, lambda clients: clients.logs.describe_log_streams(**request, **token))
         except JobError as error:
             if error_code(error) == "ResourceNotFoundException":
-                return streams
+                return {"logStreams": []}
             raise
-        streams += [stream["logStreamName"] for stream in page["logStreams"]]
-        if not page.get("nextToken"):
-            return streams
-        request["nextToken"] = page["nextToken"]
+
+    found = pages(page, doing, given="nextToken", told="nextToken", kind=JobError)
+    return [stream["logStreamName"] for each in found for stream in each["logStreams"]]
 
 
 def last_words(connection: Connection, name: str, reason: str) -> list[str]:
@@ -176,10 +179,29 @@ def last_words(connection: Connection, name: str, reason: str) -> list[str]:
     return min(ends, key=lambda end: end[0], default=(0.0, []))[1]
 
 
+def _require_end(empty: int, page: Mapping[str, Any], request: Mapping[str, Any]) -> int:
+    """Return how many pages in a row have been empty, which any may be in the middle.
+
+    Raises:
+        OutOfReach: There have been so many that there seems to be no end.
+    """
+    if page["events"]:
+        return 0
+    if empty == _EMPTY_PAGES:
+        raise OutOfReach(
+            f"CloudWatch has given {empty} empty pages and no end",
+            where=f"log stream {request['logStreamName']}",
+            fix="look at the log in the console, or repeat in a minute",
+        )
+    return empty + 1
+
+
 def _last_page(connection: Connection, request: dict[str, Any]) -> list[dict[str, Any]]:
     doing = f"log stream {request['logStreamName']}"
+    empty = 0
     while True:
         page = connection.ask(doing, lambda clients: clients.logs.get_log_events(**request))
+        empty = _require_end(empty, page, request)
         if page["events"] or page["nextBackwardToken"] == request.get("nextToken"):
             return list(page["events"])
         request["nextToken"] = page["nextBackwardToken"]
