@@ -10,9 +10,10 @@ import contextlib
 import datetime
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from smkit.artifacts import Artifact, Remains, beside, inside, unpack
@@ -20,6 +21,7 @@ from smkit.cloud.aws import Clients
 from smkit.cloud.aws_errors import error_code
 from smkit.cloud.connection import Connection
 from smkit.cloud.logs import JobLog, address, last_words
+from smkit.cloud.pages import pages
 from smkit.cloud.prices import ask_prices
 from smkit.cloud.storage import Storage
 from smkit.errors import JobError
@@ -27,6 +29,7 @@ from smkit.job_cost import Price, instances
 from smkit.log_view import LogLine
 from smkit.watching import Watch, has_ended
 
+_Answer = TypeVar("_Answer")
 _LINES_COME_SECONDS = 2.0
 """How long the log of a job that has just ended must be quiet; lines are seen seconds after they were written."""
 _WHOLE_AFTER = datetime.timedelta(minutes=10)
@@ -68,17 +71,16 @@ class SageMakerJobs:
         request: dict[str, Any] = {"SortBy": "CreationTime", "SortOrder": "Descending"}
         if name_contains:
             request["NameContains"] = name_contains
-        found: list[Mapping[str, Any]] = []
-        while len(found) < limit:
-            request["MaxResults"] = min(100, limit - len(found))
-            page = self._connection.ask(
-                "the list of jobs",
-                lambda clients: clients.sagemaker.list_training_jobs(**request),
-            )
-            found += page["TrainingJobSummaries"]
-            if not page.get("NextToken"):
+        doing, found = "the list of jobs", list[Mapping[str, Any]]()
+
+        def page(**token: str) -> Mapping[str, Any]:
+            asked = {**request, **token, "MaxResults": min(100, limit - len(found))}
+            return self._connection.ask(doing, lambda clients: clients.sagemaker.list_training_jobs(**asked))
+
+        for each in pages(page, doing, kind=JobError):
+            found += each["TrainingJobSummaries"]
+            if len(found) >= limit:
                 break
-            request["NextToken"] = page["NextToken"]
         return found[:limit]
 
     def log_location(self, name: str) -> str:
@@ -132,18 +134,43 @@ class SageMakerJobs:
         """Provide a folder with the files of an artifact, which is gone at the end."""
         uris = _artifact_uris(description, what)
         owner = description["TrainingJobArn"].split(":")[4]
-        storage = Storage(self._connection.clients, urlsplit(uris[0]).netloc, owner)
+        bucket = urlsplit(uris[0]).netloc
         keys = [urlsplit(uri).path[1:] for uri in uris]
         with beside(near) as temporary:
             folder = temporary / "files"
             folder.mkdir()
-            if not any(_fetch(storage, key, folder) for key in keys):
+            if not any(self._fetch(bucket, owner, key, folder) for key in keys):
                 raise JobError(
                     f"there is no {uris[0]}",
                     where=f"job '{description['TrainingJobName']}'",
                     fix="look at what the script writes to SM_MODEL_DIR and SM_OUTPUT_DATA_DIR; nothing has no archive",
                 )
             yield Remains([folder], are_ours=True)
+
+    def _fetch(self, bucket: str, owner: str, key: str, folder: Path) -> bool:
+        """Put the files of an artifact into an empty folder; return whether there is such an artifact."""
+        uri = f"s3://{bucket}/{key}"
+
+        def ask(call: Callable[[Storage], _Answer]) -> _Answer:
+            # Of many files, or big ones, the last may outlive the credentials that the first was asked for with.
+            return self._connection.ask(f"download of {uri}", lambda clients: call(Storage(clients, bucket, owner)))
+
+        if key.endswith("/"):
+            found = [found for found in ask(lambda storage: storage.sizes(key)) if not found.endswith("/")]
+            for each in found:
+                path = folder / inside(each.removeprefix(key), archive=uri)
+                ask(partial(Storage.download, key=each, path=path))
+            return bool(found)
+        archive = folder.with_name("archive")
+        try:
+            ask(partial(Storage.download, key=key, path=archive))
+        except JobError as error:
+            if error_code(error) not in ("NoSuchKey", "404"):
+                raise
+            return False
+        unpack(archive, folder, name=uri)
+        archive.unlink()
+        return True
 
     def prices(self, description: Mapping[str, Any]) -> Mapping[str, Price]:
         """Return what AWS says an hour costs, of those types that it says it of."""
@@ -172,25 +199,6 @@ def _artifact_uris(description: Mapping[str, Any], what: Artifact) -> list[str]:
     if known and not is_compressed:
         known = f"{known.rstrip('/')}/"
     return [known] if known else [base + name for name in names]
-
-
-def _fetch(storage: Storage, key: str, folder: Path) -> bool:
-    """Put the files of an artifact into an empty folder; return whether there is such an artifact."""
-    if key.endswith("/"):
-        found = [found for found in storage.sizes(key) if not found.endswith("/")]
-        for each in found:
-            storage.download(each, folder / inside(each.removeprefix(key), archive=storage.uri(key)))
-        return bool(found)
-    archive = folder.with_name("archive")
-    try:
-        storage.download(key, archive)
-    except JobError as error:
-        if error_code(error) not in ("NoSuchKey", "404"):
-            raise
-        return False
-    unpack(archive, folder, name=storage.uri(key))
-    archive.unlink()
-    return True
 
 
 def _is_unknown(error: JobError) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 
 from smkit.cloud.aws import Clients
 from smkit.cloud.aws_errors import aws_errors, error_code, is_denied
+from smkit.cloud.download import Download
+from smkit.cloud.pages import pages
 from smkit.errors import ConfigurationError, JobError, SmkitError
 
 PREFIX = "smkit"
@@ -28,9 +29,7 @@ PART_BYTES = 32 * 1024 * 1024
 """An object of more goes up in parts of this size; S3 takes 10,000 of them, which is 312 GiB."""
 _MAX_PARTS = 10_000
 _THREADS = 8
-_READ_BYTES = 1024 * 1024
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
-_DAMAGED = frozenset({"FlexibleChecksumError", "IncompleteReadError", "ResponseStreamingError", "ReadTimeoutError"})
 _CREATE_ATTEMPTS = 5
 
 
@@ -106,19 +105,19 @@ class Storage:
 
     def listed(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield key and description of each object whose key starts with `prefix`, in the order of the keys."""
-        token: dict[str, str] = {}
-        while True:
-            with self._errors(f"list {self.uri(prefix)}"):
+        doing = f"list {self.uri(prefix)}"
+
+        def page(**token: str) -> dict[str, Any]:
+            with self._errors(doing):
                 try:
-                    page = self.clients.s3.list_objects_v2(Prefix=prefix, **token, **self._place)
+                    return self.clients.s3.list_objects_v2(Prefix=prefix, **token, **self._place)
                 except Exception as error:
                     if error_code(error) == "NoSuchBucket":
-                        return
+                        return {}
                     raise
-            yield from ((found["Key"], found) for found in page.get("Contents", ()))
-            if not page.get("IsTruncated"):
-                return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+        for each in pages(page, doing, given="ContinuationToken", told="NextContinuationToken"):
+            yield from ((found["Key"], found) for found in each.get("Contents", ()))
 
     def put(self, key: str, data: bytes, **further: Any) -> None:
         """Write an object; `further` are arguments of the API, such as ContentType."""
@@ -165,50 +164,9 @@ class Storage:
         Raises:
             JobError: There is no such object, it arrives damaged twice, or it cannot be written.
         """
-        part = path.with_name(f"{path.name}.part")
         doing = f"download of {self.uri(key)} to {path}"
-        damage = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for _ in range(2):
-                with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
-                    damage = self._fetch(key, part)
-                if damage is None:
-                    part.replace(path)
-                    return
-        except OSError as error:
-            raise JobError(
-                f"'{path}' cannot be written: {error.strerror}", where=doing, fix="free space, or give another folder"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-        raise JobError(
-            f"the object arrived damaged twice: {damage}",
-            where=doing,
-            fix="repeat; if it stays so, the object itself or a proxy on the way is damaged",
-        )
-
-    def _fetch(self, key: str, part: Path) -> str | None:
-        """Write an object to `part` and return what is wrong with it."""
-        answer = self.clients.s3.get_object(Key=key, ChecksumMode="ENABLED", **self._place)
-        md5 = hashlib.md5(usedforsecurity=False)
-        try:
-            with part.open("wb") as file:
-                for block in answer["Body"].iter_chunks(_READ_BYTES):
-                    md5.update(block)
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-        except Exception as error:
-            if error_code(error) not in _DAMAGED:
-                raise
-            return str(error)
-        etag = str(answer.get("ETag", "")).strip('"')
-        # botocore has checked the length and what checksum there was; an object of old has none, but an MD5 as its tag.
-        if _is_md5(etag, answer) and etag != md5.hexdigest():
-            return f"its MD5 is {md5.hexdigest()}, and S3 says {etag}"
-        return None
+        with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
+            Download(self.clients.s3, {"Key": key, **self._place}, path, doing).run()
 
     def _is_there(self) -> bool:
         with self._errors(f"look at the bucket s3://{self.bucket}"):
@@ -217,9 +175,9 @@ class Storage:
             except Exception as error:
                 if error_code(error) in _ABSENT:
                     return False
+                self._ask_why(error, "")
                 if error_code(error) == "403":
                     raise self._foreign_bucket() from error
-                self._ask_why(error, "")
                 raise
         region = found.get("BucketRegion") or self.clients.region
         if region != self.clients.region:
@@ -285,12 +243,19 @@ class Storage:
         except (SmkitError, OSError) as error:
             # A file that was changed or taken away gives an error of any kind; this one says so.
             upload.verify()
+            if error_code(error) == "NoSuchUpload" and self._has_come(upload):
+                return
             if isinstance(error, SmkitError):
                 raise
             raise ConfigurationError(
                 f"'{upload.path}' cannot be read: {error.strerror}", where=doing, fix="make it readable"
             ) from error
         upload.verify()
+
+    def _has_come(self, upload: Upload) -> bool:
+        """Whether an upload in parts that is not there any more has become its object: a reply to that was lost."""
+        found = self.head(upload.key)
+        return found is not None and found["ContentLength"] == upload.size
 
     @contextlib.contextmanager
     def _part_handlers(self, uploads: Sequence[Upload]) -> Iterator[None]:
@@ -326,9 +291,3 @@ def default_bucket(clients: Clients) -> str:
 
 def _base64(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
-
-
-def _is_md5(etag: str, answer: dict[str, Any]) -> bool:
-    # Objects of several parts have a "-" in the tag, and those that KMS encrypts a random one.
-    is_plain = answer.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in answer
-    return is_plain and len(etag) == 32
