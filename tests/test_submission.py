@@ -57,7 +57,7 @@ def test_lost_replies_make_one_job(request_: dict[str, Any], losses: int, sagema
 
 
 def test_what_is_not_known_of_a_job_is_said(sagemaker: SageMaker, launch: Launch) -> None:
-    sagemaker.settings(lost_replies={"CreateTrainingJob": 9, "DescribeTrainingJob": 9})
+    sagemaker.settings(lost_replies={"CreateTrainingJob": 30, "DescribeTrainingJob": 30})
     with pytest.raises(smkit.ConfigurationError, match="whether job 'perhaps' was made is not known") as caught:
         launch(name="perhaps")
     assert "'smkit attach perhaps' tells" in caught.value.fix

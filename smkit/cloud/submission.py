@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smkit.cloud.aws_errors import aws_errors, error_code, is_passing
+from smkit.cloud.aws_errors import aws_errors, error_code, is_passing, is_unanswered
 from smkit.cloud.jobs import SageMakerJobs
 from smkit.cloud.storage import Storage, Upload
 from smkit.cloud.transfer_line import TransferLine
@@ -145,12 +145,14 @@ class Submission:
                 found = sagemaker.describe_training_job(TrainingJobName=self.name)
                 is_ours = self._is_tagged(found) if self._tag else self._is_alike(found, error)
         except ConfigurationError as silence:
-            if error_code(silence).startswith("Validation"):
+            # What was refused every time is not on its way; what had no answer can still become a job.
+            if error_code(silence).startswith("Validation") and not is_unanswered(error):
                 return False
             raise ConfigurationError(
                 f"{error.what}\nwhether job '{self.name}' was made is not known",
                 where=error.where,
-                fix=f"'smkit attach {self.name}' tells; launch again only if there is no such job",
+                fix=f"'smkit attach {self.name}' tells, in a minute; or launch again as name='{self.name}': of one "
+                "name there is never a second job",
             ) from error
         if not is_ours:
             raise ConfigurationError(
