@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -550,6 +551,36 @@ def test_a_damaged_cache_is_made_anew(tmp_path, small_blocks, caplog):
         (cache / damage).unlink()
         check_rows(opened(tmp_path), list(range(3000)))
         assert published(tmp_path) == [cache]
+
+
+def test_a_flipped_bit_of_the_cache_is_noticed(tmp_path, small_blocks, caplog):
+    long_csv(tmp_path)
+    everything(opened(tmp_path))
+    (cache,) = published(tmp_path)
+    for name in ("rows.bin", "manifest.json"):
+        for place in (10, -10):
+            content = bytearray((cache / name).read_bytes())
+            content[place] ^= 1
+            (cache / name).write_bytes(content)
+            caplog.clear()
+            check_rows(opened(tmp_path), list(range(3000)))
+            assert "is damaged and made anew" in caplog.text
+            assert published(tmp_path) == [cache]
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "manifest.json", ""])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.touch])
+def test_what_is_no_cache_is_not_waited_for(tmp_path, small_blocks, name, make):
+    long_csv(tmp_path)
+    everything(opened(tmp_path))
+    (cache,) = published(tmp_path)
+    if name:
+        (cache / name).unlink()
+    else:
+        shutil.rmtree(cache)
+    make(cache / name)
+    check_rows(opened(tmp_path), list(range(3000)))
+    assert published(tmp_path) == [cache]
 
 
 def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path, small_blocks):

@@ -6,12 +6,14 @@ the next one removes. This room does not know where rows come from.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from smkit.data.tables.columns import Array, Field, Texts, Values
 from smkit.errors import DataError
@@ -32,6 +35,8 @@ _TEXTS = "texts.bin"
 _FILES = (_ROWS, _TEXTS)
 _PRIVATE = ".partial"
 _PAGE = 4096
+_HASHED_BYTES = 4 << 20
+_MAX_MANIFEST_BYTES = 64 << 20
 _FIX = "give another place: cache_dir=, on a volume with enough space (in a job: a larger volume)"
 
 
@@ -214,10 +219,19 @@ class TableCache:
             _log.warning("%s: the parsed rows cannot be kept for the next run: %s", self._where, error)
 
     def _manifest(self) -> dict[str, object]:
+        """Return what the files hold, and its own hash: a class's name that has changed would be believed else."""
+        content = self._content()
+        return content | {"xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(content).encode())}
+
+    def _sizes(self) -> list[int]:
+        return [os.fstat(descriptor).st_size for descriptor in self._descriptors[1:]]
+
+    def _content(self) -> dict[str, object]:
         return {
             "fields": [[field.name, field.dtype, list(field.shape)] for field in self._fields],
             "rows": self._rows,
-            "sizes": [os.fstat(descriptor).st_size for descriptor in self._descriptors[1:]],
+            "sizes": self._sizes(),
+            "hashes": [_digest(descriptor) for descriptor in self._descriptors[1:]],
             "classes": list(self.classes),
         }
 
@@ -225,15 +239,18 @@ class TableCache:
 
     def _open_published(self) -> bool:
         """Map the files of an earlier run, if they are there and whole; what is damaged is removed."""
-        if not self._published.is_dir():
+        if not os.path.lexists(self._published):
             return False
         try:
-            manifest = json.loads((self._published / _MANIFEST).read_text(encoding="utf-8"))
-            self._descriptors = [os.open(self._published, os.O_RDONLY | os.O_CLOEXEC)]
+            self._descriptors = [os.open(self._published, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY)]
+            with open(_opened(self._published / _MANIFEST), encoding="utf-8") as file:
+                manifest = json.load(file)
             for name in _FILES:
-                self._descriptors.append(os.open(self._published / name, os.O_RDONLY | os.O_CLOEXEC))
+                self._descriptors.append(_opened(self._published / name))
             self.classes = tuple(manifest["classes"])
-            if manifest == self._manifest() and manifest["sizes"][0] == max(1, self._starts[-1]):
+            is_full = manifest["sizes"] == self._sizes() and manifest["sizes"][0] == max(1, self._starts[-1])
+            # What is damaged is never mapped: all of it is read, which an epoch does anyway.
+            if is_full and manifest == self._manifest():
                 self._maps = [self._map(0)]
                 return True
             reason = "it is not what its manifest says"
@@ -241,7 +258,12 @@ class TableCache:
             reason = str(error)
         _log.warning("%s: the cache %s is damaged and made anew: %s", self._where, self._published, reason)
         self.close()
-        shutil.rmtree(self._published, ignore_errors=True)
+        if self._published.is_dir() and not self._published.is_symlink():
+            shutil.rmtree(self._published, ignore_errors=True)
+        else:
+            # The other function would open a pipe, and wait.
+            with suppress(OSError):
+                self._published.unlink(missing_ok=True)
         self.classes = ()
         return False
 
@@ -281,6 +303,30 @@ class TableCache:
             where=self._where,
             fix=_FIX,
         )
+
+
+def _opened(path: Path) -> int:
+    """Open a file to read; anything else, which could be waited for or has no end, is refused.
+
+    Raises:
+        OSError: It cannot be opened, or it is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or (path.name == _MANIFEST and found.st_size > _MAX_MANIFEST_BYTES):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file, or larger than it can be", str(path))
+    return descriptor
+
+
+def _digest(descriptor: int) -> str:
+    """Return the xxh3_128 of a file."""
+    digest = xxhash.xxh3_128()
+    offset = 0
+    while block := os.pread(descriptor, _HASHED_BYTES, offset):
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest()
 
 
 def _starts(fields: Sequence[Field], rows: int) -> list[int]:

@@ -24,7 +24,7 @@ from smkit.data.tables.recordio import RecordIO
 from smkit.data.tables.table import Table
 from smkit.errors import DataError
 
-_VERSION = 1
+_VERSION = 2
 """Of what a cache holds: another one for another way to parse the same files."""
 
 _FORMATS: dict[str, Callable[[Path, Sequence[str], str], Format]] = {
