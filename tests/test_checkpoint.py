@@ -665,7 +665,7 @@ def test_checkpoints_that_may_not_be_read_are_no_fresh_start_and_are_not_removed
         store = filled(Path(folder), 1, 2)
         for directory in Path(folder).iterdir():
             directory.chmod(0)
-        with without_power(), pytest.raises(CheckpointError, match="none is whole(?s:.*)Permission denied"):
+        with without_power(), pytest.raises(CheckpointError, match=r"none is whole(?s:.*)Permission denied"):
             store.latest()
         for directory in Path(folder).iterdir():
             assert not is_committed(directory / "nowhere")
