@@ -6,7 +6,6 @@ This room knows the line's grammar from `contract`, and neither jobs nor torch.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from smkit import contract
 from smkit.errors import ConfigurationError
+from smkit.event_file import EventFile
 from smkit.log_view import LogLine
 from smkit.report import table
 
@@ -50,23 +50,17 @@ class JobMetrics:
         Raises:
             ConfigurationError: tensorboard is not installed.
         """
+        folder = Path(directory).expanduser()
         try:
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            events = EventFile(folder)
         except ImportError as error:
             raise ConfigurationError(
                 "tensorboard is not installed, and its files are written with it",
                 where="metrics().write_tensorboard()",
                 fix="pip install tensorboard",
             ) from error
-        folder = Path(directory).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        events = EventFileWriter(str(folder))
         for row, seconds in zip(self.rows, self.times or [0.0] * len(self.rows), strict=True):
-            points = [Summary.Value(tag=name, simple_value=row[name]) for name in self.names if name in row]
-            event = Event(wall_time=seconds or time.time(), step=int(row["step"]), summary=Summary(value=points))
-            events.add_event(event)
+            events.add(int(row["step"]), {name: row[name] for name in self.names if name in row}, seconds or None)
         events.close()
         return folder
 

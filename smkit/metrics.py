@@ -14,21 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 from smkit import contract
 from smkit.errors import SmkitError
-
-if TYPE_CHECKING:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from smkit.event_file import EventFile
 
 logger = logging.getLogger(__name__)
-
-_FLUSH_SECONDS = 5
-"""How old a point can get before TensorBoard sees it."""
 
 
 class MetricLog:
@@ -58,7 +53,7 @@ class MetricLog:
         self._gathered_counts: dict[str, int] = {}
         self._rows: TextIO | None = None
         self._row_count = 0
-        self._events: EventFileWriter | None = None
+        self._events: EventFile | None = None
         self._first_step = 0
 
     def add(self, name: str, value: Any, weight: float = 1.0) -> None:
@@ -157,19 +152,12 @@ class MetricLog:
         self._row_count += 1
 
     def _write_events(self, directory: Path, step: int, record: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         if self._events is None:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self._events = EventFileWriter(str(directory), flush_secs=_FLUSH_SECONDS)
+            self._events = EventFile(directory)
             if self._first_step:
-                # Tells TensorBoard to drop what a run that was killed wrote after its last checkpoint.
-                start = SessionLog(status=SessionLog.START)
-                self._events.add_event(Event(wall_time=time.time(), step=self._first_step, session_log=start))
-        points = [Summary.Value(tag=name, simple_value=value) for name, value in record.items()]
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
+                # What a run that was killed wrote after its last checkpoint is written again.
+                self._events.start(self._first_step)
+        self._events.add(step, record)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is noted and not yet written, and how many rows have been."""

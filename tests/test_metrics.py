@@ -138,3 +138,18 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_after_its_checkpoint(tmp_pa
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 11.0), (2, 20.0)]
+
+
+def test_points_are_in_the_file_as_soon_as_they_are_written_and_no_two_files_are_one(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Two processes of one number in one second, as in containers, neither of which comes to its end.
+    logs = [smkit.MetricLog(tensorboard_dir=tmp_path, prints=False) for _ in range(2)]
+    for step, log in enumerate(logs, start=1):
+        log.write(step, 1, {"loss": 10.0 + step})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 11.0), (2, 12.0)]
+    assert len(list(tmp_path.iterdir())) == 2
+    for log in logs:
+        log.close()
