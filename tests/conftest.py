@@ -32,7 +32,7 @@ collect_ignore = [
 if "aws" in _missing:
     collect_ignore.append("sagemaker")
 else:
-    from sagemaker.fixture import _sagemaker_server, sagemaker  # noqa: F401 - the fixtures of all tests
+    from sagemaker.fixture import _sagemaker_server, sagemaker, unpaused  # noqa: F401 - the fixtures of all tests
 
 
 @pytest.fixture(scope="session")

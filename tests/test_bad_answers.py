@@ -26,7 +26,7 @@ from smkit.cloud.storage import Storage, Upload
 from smkit.errors import ConfigurationError, JobError
 from smkit.watching import OutOfReach, has_ended
 
-pytestmark = pytest.mark.aws
+pytestmark = [pytest.mark.aws, pytest.mark.usefixtures("unpaused")]
 
 EVER = 1000
 PART_BYTES = 5 * 2**20

@@ -44,7 +44,8 @@ def test_the_role_of_another_account_gets_no_byte_and_no_bucket(sagemaker: SageM
 
 
 @pytest.mark.parametrize("request_", [{}, {"Tags": [{"Key": "team", "Value": "vision"}]}, {"Tags": None}])
-@pytest.mark.parametrize("losses", [1, 9])
+@pytest.mark.parametrize("losses", [1, 30])
+@pytest.mark.usefixtures("unpaused")
 def test_lost_replies_make_one_job(request_: dict[str, Any], losses: int, sagemaker: SageMaker, launch: Launch) -> None:
     sagemaker.settings(lost_replies={"CreateTrainingJob": losses})
     assert launch(name="once", request=request_).status == "InProgress"
@@ -56,6 +57,7 @@ def test_lost_replies_make_one_job(request_: dict[str, Any], losses: int, sagema
     assert [job["TrainingJobName"] for job in found] == ["once"]
 
 
+@pytest.mark.usefixtures("unpaused")
 def test_what_is_not_known_of_a_job_is_said(sagemaker: SageMaker, launch: Launch) -> None:
     sagemaker.settings(lost_replies={"CreateTrainingJob": 30, "DescribeTrainingJob": 30})
     with pytest.raises(smkit.ConfigurationError, match="whether job 'perhaps' was made is not known") as caught:

@@ -220,3 +220,9 @@ def sagemaker(_sagemaker_server: SageMaker, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     _sagemaker_server.start_afresh("smkit-tests")
     return _sagemaker_server
+
+
+@pytest.fixture
+def unpaused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of this process repeat a failed call at once."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
