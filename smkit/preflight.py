@@ -94,6 +94,18 @@ def require_writable(*directories: Path) -> None:
             raise unwritable(directory, error) from error
 
 
+def forget(file: Path) -> None:
+    """Take away what a run before this one has left.
+
+    Raises:
+        SmkitError: The disk does not let it go.
+    """
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(file.parent, error) from error
+
+
 def unwritable(directory: Path, error: OSError, kept: Path | None = None) -> SmkitError:
     """Return the error of a folder that cannot be written to; `kept` holds what is safe."""
     again = f", and start again: {kept} holds the finished run" if kept is not None else ", or choose another folder"

@@ -86,9 +86,9 @@ class Trainer(Script[HP]):
         context = TrainingContext.load(preflight.settings_of(cls, Trainer))
         if context.world_size > 1:
             program = f"{program}, rank {context.rank}"
-        if not context.is_sagemaker and context.local_rank == 0:
-            contract.failure_file(context.output_dir).unlink(missing_ok=True)
         try:
+            if not context.is_sagemaker and context.local_rank == 0:
+                preflight.forget(contract.failure_file(context.output_dir))
             cls(context).fit()
         except KeyboardInterrupt:
             report.say(f"{program}: interrupted; {context.checkpoint_dir} holds what was saved")

@@ -605,6 +605,18 @@ def run_as_script(script: Path, *arguments: str) -> None:
         sys.argv = before
 
 
+def test_a_failure_of_before_that_cannot_be_taken_away_is_a_clear_error(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import smkit\nsmkit.Trainer.main()\n")
+    (tmp_path / "run" / "output" / "failure").mkdir(parents=True)
+    with pytest.raises(SystemExit) as caught:
+        run_as_script(script, f"--channel=train={data}", "--run-dir", str(tmp_path / "run"))
+    assert caught.value.code == 1
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_main_reports_the_users_own_line_in_the_failure_file(data: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
