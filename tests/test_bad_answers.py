@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sagemaker.fixture import SageMaker
 from torture.faulty_proxy import Proxy, plan
+from torture.services import start_job
 
 from smkit.cloud import answers, download
 from smkit.cloud.aws import Clients, TimeOuts, connect
@@ -24,7 +25,7 @@ from smkit.cloud.logs import JobLog, last_words
 from smkit.cloud.object_tags import Tag
 from smkit.cloud.storage import Storage, Upload
 from smkit.errors import ConfigurationError, JobError
-from smkit.watching import OutOfReach, has_ended
+from smkit.watching import OutOfReach, Watch, has_ended
 
 pytestmark = [pytest.mark.aws, pytest.mark.usefixtures("unpaused")]
 
@@ -103,6 +104,21 @@ def test_a_status_that_nobody_knows_is_no_end() -> None:
     known = {"InProgress": False, "Stopping": False, "Deleting": False, "Pondering": False}
     known |= dict.fromkeys(("Completed", "Failed", "Stopped"), True)
     assert {status: has_ended({"TrainingJobStatus": status}) for status in known} == known
+
+
+def test_a_job_that_was_just_made_may_not_be_seen_yet(sagemaker: SageMaker, proxy: str, clients: Clients) -> None:
+    sagemaker.settings(starting=600.0)
+    start_job(sagemaker, "fresh", "exit 0")
+    jobs = SageMakerJobs(clients, just_made="fresh")
+    plan(proxy, kind="404", times=2, actions="DescribeTrainingJob")
+    watch = Watch("fresh", lambda: jobs.describe("fresh"), 0.0, lambda _: 0.0)
+    looks = watch.lines(itertools.repeat(None))
+    while watch.last_description == {}:
+        assert next(looks) is None
+    assert watch.last_description["TrainingJobStatus"] == "InProgress"
+    plan(proxy, kind="404", times=1, actions="DescribeTrainingJob")
+    with pytest.raises(JobError, match="there is no job 'fresh'"):
+        jobs.describe("fresh")
 
 
 # Lists
@@ -228,6 +244,16 @@ def test_a_tag_does_not_depend_on_how_the_bytes_come() -> None:
             tags.add(str(tag))
         assert len(tags) == 1
         assert part_bytes is None or tags.pop().endswith(f"-{-(-len(data) // part_bytes)}")
+
+
+def test_what_was_damaged_on_the_way_is_sent_again(sagemaker: SageMaker, proxy: str, storage: Storage) -> None:
+    plan(proxy, kind="bit flipped in what is put", times=2, actions="PutObject")
+    storage.put("a", b"text")
+    assert sagemaker.objects() == {"a": b"text"}
+    plan(proxy, kind="bit flipped in what is put", times=EVER, actions="PutObject")
+    with pytest.raises(ConfigurationError, match="AWS refused PutObject"):
+        storage.put("a", b"other")
+    assert sagemaker.objects() == {"a": b"text"}
 
 
 def test_an_object_that_is_replaced_under_way_is_not_mixed(

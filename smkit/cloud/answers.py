@@ -17,6 +17,8 @@ UNREADABLE = "UnreadableAnswer"
 _PATIENCE_SECONDS = 40.0
 """A call that has paused for longer is not repeated any more; with the longest pause, of 20, that is a minute."""
 _SHOWN_CHARACTERS = 80
+_DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"})
+_DAMAGED_ATTEMPTS = 3
 _ROLE = ("Role", "Arn", "AssumeRolePolicyDocument")
 _JOB = ("TrainingJobName", "TrainingJobStatus")
 _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -117,9 +119,13 @@ def _end_in_time(
     operation: Any,
     response: tuple[Any, dict[str, Any]] | None = None,
     caught_exception: BaseException | None = None,
+    attempts: int,
     **_: Any,
-) -> None:
-    """End a call after a few attempts that got no answer, and after long pauses."""
+) -> float | None:
+    """End a call after a few attempts that got no answer, and after long pauses; return when to repeat it, if at once.
+
+    Nothing is botocore's own judgement.
+    """
     from botocore.exceptions import ClientError, ConnectionClosedError
 
     context = request_dict["context"]
@@ -138,3 +144,7 @@ def _end_in_time(
         http.status_code = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", http.status_code)
         if is_late and http.status_code >= 300:
             raise ClientError(parsed, operation.name)
+        # What was damaged on the way is sent again, which botocore does not.
+        if parsed.get("Error", {}).get("Code") in _DAMAGED and attempts < _DAMAGED_ATTEMPTS:
+            return 0.0
+    return None

@@ -1,4 +1,4 @@
-"""SageMakerJobs: the jobs of one account and region, answered for by name. It submits none and holds no state of any.
+"""SageMakerJobs: the jobs of one account and region, answered for by name. It submits none and remembers none.
 
 Whatever is asked can be asked again: credentials that run out are renewed on the way. This room knows of a job what
 DescribeTrainingJob says; the log is read by `logs`, prices are asked by `prices`.
@@ -27,11 +27,13 @@ from smkit.cloud.storage import Storage
 from smkit.errors import JobError
 from smkit.job_cost import Price, instances
 from smkit.log_view import LogLine
-from smkit.watching import Watch, has_ended
+from smkit.watching import OutOfReach, Watch, has_ended
 
 _Answer = TypeVar("_Answer")
 _LINES_COME_SECONDS = 2.0
 """How long the log of a job that has just ended must be quiet; lines are seen seconds after they were written."""
+_SEEN_SECONDS = 60.0
+"""How long whoever has made a job waits for it to be shown."""
 _WHOLE_AFTER = datetime.timedelta(minutes=10)
 """After this all lines are there."""
 _ARCHIVES = {"model": "model.tar.gz", "output": "output.tar.gz"}
@@ -46,8 +48,15 @@ class SageMakerJobs:
     poll_seconds = 2.0
     stops_on_interrupt = False
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, *, just_made: str | None = None) -> None:
+        """Answer for jobs.
+
+        Args:
+            clients: What AWS is asked through.
+            just_made: The name of a job that has been made a moment ago, and may not be seen everywhere yet.
+        """
         self._connection = Connection(clients)
+        self._just_made = just_made
 
     def describe(self, name: str) -> Mapping[str, Any]:
         """Return what DescribeTrainingJob says.
@@ -63,7 +72,15 @@ class SageMakerJobs:
         except JobError as error:
             if not _is_unknown(error):
                 raise
+            if name == self._just_made:
+                raise OutOfReach(
+                    f"SageMaker has taken job '{name}' and does not show it yet",
+                    where=error.where,
+                    fix="look again in a minute",
+                    patience_seconds=_SEEN_SECONDS,
+                ) from error
             raise self._unknown(name) from error
+        self._just_made = None
         return {word: value for word, value in found.items() if word != "ResponseMetadata"}
 
     def list_jobs(self, name_contains: str | None = None, limit: int = 20) -> Sequence[Mapping[str, Any]]:

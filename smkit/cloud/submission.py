@@ -72,7 +72,7 @@ class Submission:
             say("interrupted: no job has been made; what is uploaded by now stays for the next launch")
             raise
         self._create()
-        return Job(self.name, SageMakerJobs(self.storage.clients))
+        return Job(self.name, SageMakerJobs(self.storage.clients, just_made=self.name))
 
     def _upload(self) -> None:
         if self.storage.head(self.source_key) is None:
