@@ -88,8 +88,8 @@ class LocalJobs:
         """Make the folder of a job and start its hosts.
 
         Raises:
-            ConfigurationError: There is a job of this name, or the system refuses to; then none of this job's processes
-                is left.
+            ConfigurationError: There is a job of this name, or the system refuses to; then neither processes nor files
+                of this job are left.
         """
         folder = self._folder(run.name)
         hosts = [Host(folder / name) for name in run.hosts]
@@ -105,6 +105,8 @@ class LocalJobs:
                 host.start(_environment(host, run))
         except BaseException as error:
             end(hosts, grace_seconds=0)
+            # What is there of a job that never was is in the way of the next of its name.
+            shutil.rmtree(folder, ignore_errors=True)
             if not isinstance(error, OSError):
                 raise
             raise _not_started(folder, error) from error

@@ -446,6 +446,18 @@ def test_stop_reaches_the_workers_and_not_torchrun_which_would_kill_them_30_seco
     assert (job.status, processes_of(job)) == ("Stopped", [])
 
 
+def test_a_job_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source / "train.py", "print(1)\n")
+    arguments: dict[str, Any] = {"source_dir": source, "instance_type": "local", "output_dir": tmp_path / "runs"}
+    plan = launch("train.py", name="job", dry_run=True, **arguments)
+    (source / "train.py").rename(tmp_path / "elsewhere.py")
+    os.mkfifo(source / "train.py")
+    with pytest.raises(ConfigurationError, match="the job cannot be started"):
+        plan.start()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_a_plan_that_is_started_twice_leaves_its_job_alone(tmp_path: Path, no_torch: dict[str, str]) -> None:
     write(tmp_path / "source/train.py", "import time\nprint('running', flush=True)\ntime.sleep(600)\n")
     plan = launch(
