@@ -144,7 +144,8 @@ def launch(
         vendor: How smkit and its requirements travel: `"source"`: smkit in the source, its requirements installed by
             pip when the job starts; `"wheels"`: all of them as wheels, for jobs without network; `"none"`: not at all.
         allow_secrets: Files of the source, as glob patterns, that may travel although they look like credentials.
-        request: Any part of the CreateTrainingJob request; merged into it last, None removes a key.
+        request: Any part of the CreateTrainingJob request; merged into it last, None removes a key. What launch uploads
+            is encrypted with the key of OutputDataConfig.KmsKeyId, if there is one.
         output_dir: The folder of local jobs. The job's own folder in it has the job's name.
         checkpoint_dir: One folder for the checkpoints of all local hosts, so that a later job goes on from this one's;
             otherwise each host has its own, in the job's folder.

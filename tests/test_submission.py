@@ -90,6 +90,23 @@ def test_ctrl_c_before_there_is_a_job_says_whether_there_is_one(
     assert launching.returncode == 130
 
 
+def test_what_is_uploaded_is_encrypted_with_the_key_of_the_results(
+    sagemaker: SageMaker, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smkit.cloud.storage.PART_BYTES", 5 * 2**20)
+    (tmp_path / "data").mkdir()
+    for name, size in (("small", 1), ("big", 5 * 2**20 + 1)):
+        (tmp_path / "data" / name).write_bytes(bytes(size))
+    key = "arn:aws:kms:us-east-1:123456789012:key/12345678-1234-1234-1234-123456789012"
+    (tmp_path / ".smkitignore").write_text("data\n")
+    launch(inputs={"train": tmp_path / "data"}, request={"OutputDataConfig": {"KmsKeyId": key}})
+    put = [call for call in sagemaker.requests() if call.action in ("PutObject", "CreateMultipartUpload")]
+    # The source, the record of its origin, and data in one and in several parts.
+    assert len(put) == 4
+    assert {call.headers.get("x-amz-server-side-encryption-aws-kms-key-id") for call in put} == {key}
+    assert {call.headers.get("x-amz-server-side-encryption") for call in put} == {"aws:kms"}
+
+
 def test_a_job_without_network_gets_no_requirements_that_smkit_brings(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import smkit\n")
     with pytest.raises(smkit.ConfigurationError, match="cannot reach an index to install"):

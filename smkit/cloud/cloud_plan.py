@@ -229,7 +229,8 @@ class _Draft:
     def submission(self, request: Mapping[str, Any], storage: Storage, code: _Code) -> Submission:
         origin = self.prepared.origin
         return Submission(
-            storage=storage,
+            # Who wants the results encrypted with a key of their own wants code and data encrypted so as well.
+            storage=replace(storage, kms_key=request["OutputDataConfig"].get("KmsKeyId") or None),
             request=request,
             source=self.prepared.source,
             vendored=code.vendored,

@@ -59,11 +59,13 @@ class Storage:
         clients: What AWS is asked through.
         bucket: The bucket's name.
         owner: The twelve digits of the account that must own it.
+        kms_key: The key of KMS that what is written is encrypted with; None for the bucket's own way.
     """
 
     clients: Clients
     bucket: str
     owner: str
+    kms_key: str | None = None
     _seen: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def uri(self, key: str) -> str:
@@ -123,7 +125,8 @@ class Storage:
         """Write an object; `further` are arguments of the API, such as ContentType."""
         digest = _base64(hashlib.sha256(data).digest())
         with self._errors(f"upload of {self.uri(key)}"):
-            self.clients.s3.put_object(Key=key, Body=data, ChecksumSHA256=digest, **self._place, **further)
+            given = {**self._place, **self._encryption, **further}
+            self.clients.s3.put_object(Key=key, Body=data, ChecksumSHA256=digest, **given)
 
     def get(self, key: str) -> bytes:
         """Return the bytes of a small object."""
@@ -226,14 +229,19 @@ class Storage:
     def _place(self) -> dict[str, str]:
         return {"Bucket": self.bucket, "ExpectedBucketOwner": self.owner}
 
+    @property
+    def _encryption(self) -> dict[str, str]:
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self.kms_key} if self.kms_key else {}
+
     def _errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return aws_errors(doing, profile_name=self.clients.profile_name)
 
     def _extra(self, upload: Upload) -> dict[str, str]:
+        given = {"ExpectedBucketOwner": self.owner, **self._encryption}
         if upload.size <= PART_BYTES:
-            return {"ExpectedBucketOwner": self.owner, "ChecksumSHA256": _base64(bytes.fromhex(upload.sha256))}
+            return {**given, "ChecksumSHA256": _base64(bytes.fromhex(upload.sha256))}
         # Of several parts S3 takes no SHA-256 of the whole; there each part has its own.
-        return {"ExpectedBucketOwner": self.owner, "ChecksumAlgorithm": "SHA256"}
+        return {**given, "ChecksumAlgorithm": "SHA256"}
 
     def _finish(self, upload: Upload, future: Any) -> None:
         doing = f"upload of {upload.path} to {self.uri(upload.key)}"
