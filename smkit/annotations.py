@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 
 def members(annotation: Any) -> list[Any]:
@@ -74,6 +74,12 @@ def is_secret(annotation: Any) -> bool:
     if _is_a(annotation, BaseModel):
         return any(is_secret(field.annotation) for field in annotation.model_fields.values())
     return any(is_secret(part) for part in get_args(annotation))
+
+
+def is_secret_of_a_kind(annotation: Any) -> bool:
+    """Whether any part of an annotation is pydantic's `Secret[...]`, which holds a value of any type."""
+    is_here = get_origin(annotation) is Secret or annotation is Secret
+    return is_here or any(is_secret_of_a_kind(part) for part in get_args(annotation))
 
 
 def _is_a(annotation: Any, *bases: type) -> bool:

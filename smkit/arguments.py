@@ -93,8 +93,19 @@ class OptionIndex:
 
     def unknown(self, name: str) -> str:
         """Return the problem of a name that no option has, with the nearest one that is."""
+        secret = next((known for known in self._by_name if self._begins(name, known)), None)
+        if secret is not None:
+            return f"unknown hyperparameter '{secret}...'; a value follows after a blank or '='"
         near = difflib.get_close_matches(name.replace("-", "_"), self._by_name, 1, 0.6)
         return f"unknown hyperparameter {shown(name)}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+    @property
+    def has_secrets(self) -> bool:
+        return any(is_secret(option.annotation) for option in self._by_name.values())
+
+    def _begins(self, name: str, known: str) -> bool:
+        """Whether a name begins with that of a secret, whose value may be the rest."""
+        return name.replace("-", "_").startswith(known) and is_secret(self._by_name[known].annotation)
 
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)", re.IGNORECASE)
@@ -135,7 +146,9 @@ def parse(argv: Sequence[str], options: Iterable[Option]) -> Arguments:
             arguments.asks_for_help = True
             continue
         if not _looks_like_option(word):
-            arguments.problems.append(f"unexpected argument {shown(word)}; options are written --name VALUE")
+            # Where there are secrets, a word that belongs to nothing can be one.
+            what = f"argument, word {position}" if index.has_secrets else f"argument {shown(word)}"
+            arguments.problems.append(f"unexpected {what}; options are written --name VALUE")
             continue
         name, has_value, value = word.lstrip("-").partition("=")
         option = index.find(name) if word.startswith("--") or len(name) == 1 else None

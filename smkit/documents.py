@@ -199,7 +199,16 @@ def _load_yaml(text: str) -> Any:
         return yaml.load(text, Loader)  # noqa: S506 - it is a SafeLoader
     except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:
         # PyYAML lets a KeyError or an AttributeError through for a tag that does not fit its value.
-        raise ValueError(str(error)) from error
+        raise ValueError(_without_excerpt(error)) from error
+
+
+def _without_excerpt(error: Exception) -> str:
+    """Return what PyYAML says, and where, without the lines that it shows: a secret can stand in them."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    words = (getattr(error, "context", None), getattr(error, "problem", None))
+    return f"{', '.join(filter(None, words))} in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _require_decimal(text: str) -> None:

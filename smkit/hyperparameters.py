@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
-from smkit.annotations import classes_with_fields
+from smkit.annotations import classes_with_fields, is_secret_of_a_kind
 from smkit.errors import ConfigurationError
 
 RESERVED_NAMES = frozenset({"help", "config", "channel", "run_dir", "model_dir", "output_data_dir", "checkpoint_dir"})
@@ -141,6 +141,12 @@ def _is_strict(model: type[BaseModel]) -> bool:
 
 def _check_parts(annotation: Any, where: str, above: tuple[type, ...]) -> None:
     """Refuse classes in an annotation that could change after they are read, or would swallow a misspelt name."""
+    if is_secret_of_a_kind(annotation):
+        raise ConfigurationError(
+            "a secret is a text or bytes here, for what travels in its place is a text, a reference to it",
+            where=where,
+            fix="write pydantic.SecretStr or SecretBytes in the place of Secret[...]",
+        )
     for part in classes_with_fields(annotation):
         name = part.__name__
         fix = f'write `class {name}(pydantic.BaseModel, frozen=True, extra="forbid")`'

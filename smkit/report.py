@@ -18,6 +18,7 @@ from typing import TextIO
 
 from smkit import contract
 from smkit.errors import SmkitError
+from smkit.redaction import redacted
 
 _OTHER_PEOPLES_CODE = tuple(
     {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parent), "<"}
@@ -26,11 +27,23 @@ _OTHER_PEOPLES_CODE = tuple(
 _LAST_LINE = re.compile(r"^[\w.]*(Error|Exception|Exit|Interrupt|Iteration|Warning)\b", re.MULTILINE)
 
 
+_CONTROLS = re.compile(r"(\x1b\[[0-9;:]*m)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal obeys (ECMA-48), but for tabulators and ends of lines; and, as a group, what only sets colours."""
+
+
 def say(text: str) -> None:
     """Write `text` to stderr in one piece; a reader that has gone away is no reason to fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(for_terminal(redacted(text)) + "\n")
         sys.stderr.flush()
+
+
+def for_terminal(text: str) -> str:
+    """Return `text` without what moves a terminal's cursor, renames its window or writes to its clipboard.
+
+    A job's log and the names in its archive are not of who reads them; colours are left.
+    """
+    return _CONTROLS.sub(lambda found: found[1] or f"\\x{ord(found[0][0]):02x}", text)
 
 
 def uses_colour(stream: TextIO) -> bool:
@@ -81,7 +94,7 @@ def write_failure(output_dir: Path, text: str) -> None:
     with contextlib.suppress(OSError):
         output_dir.mkdir(parents=True, exist_ok=True)
         with contract.failure_file(output_dir).open("x", encoding="utf-8", errors="replace") as file:
-            file.write(_shortened(text, contract.MAX_FAILURE_CHARACTERS))
+            file.write(_shortened(redacted(text), contract.MAX_FAILURE_CHARACTERS))
 
 
 def _shortened(text: str, most: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from smkit.errors import ConfigurationError
+from smkit.redaction import note
 
 FORMS = "'secretsmanager:NAME', 'secretsmanager:NAME#KEY' (one value of a JSON object) or 'ssm:NAME'"
 
@@ -84,7 +85,10 @@ def look_up(text: str, variables: Mapping[str, str]) -> str:
         )
     service = text.partition(":")[0]
     value = _fetch(service, reference["name"], variables)
-    return _part(value, reference["name"], reference["key"]) if reference["key"] else value
+    note(value)
+    part = _part(value, reference["name"], reference["key"]) if reference["key"] else value
+    note(part)
+    return part
 
 
 def _fetch(service: str, name: str, variables: Mapping[str, str]) -> str:

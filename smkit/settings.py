@@ -20,6 +20,7 @@ from smkit.annotations import choices, is_secret, members, nested_model
 from smkit.arguments import Option, OptionIndex, default_of, type_text
 from smkit.errors import ConfigurationError, shown
 from smkit.hyperparameters import Hyperparameters, freeze
+from smkit.redaction import note, redacted
 from smkit.sources import Layer, Options
 
 H = TypeVar("H", bound=Hyperparameters)
@@ -46,10 +47,13 @@ def resolve(settings: type[H], options: Options, layers: Iterable[Layer]) -> Res
             for other in [*inner, *(other for other in values if name.startswith(f"{other}."))]:
                 del values[other], origins[other]
             values[name], origins[name] = value, layer.label
+            if is_secret(options[name].annotation):
+                note(value)
     try:
         resolved = settings.model_validate(_tree(settings, values))
     except ValidationError as error:
-        return Resolved(None, origins, _explain(error, values, origins, options))
+        # What a validator of the user's own says can quote what it was given.
+        return Resolved(None, origins, [redacted(problem) for problem in _explain(error, values, origins, options)])
     leaves = [name for name in options if not any(other.startswith(f"{name}.") for other in options)]
     return Resolved(resolved, {name: _origin(name, origins) for name in leaves}, ())
 

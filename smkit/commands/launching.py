@@ -7,7 +7,6 @@ line.
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         screens.write(launch_options.help_text(screens.width()))
         return 0
     entry, arguments = _arguments(words)
-    plan = _plan(entry, arguments, words, argv)
+    plan = _plan(entry, arguments, words)
     as_json = "--json" in words.switches
     if "--dry-run" in words.switches:
         screens.write_json(_document(plan)) if as_json else _show(plan)
@@ -105,7 +104,7 @@ def _inputs(
     return inputs
 
 
-def _plan(entry: str, arguments: Mapping[str, Any], words: LaunchWords, argv: Sequence[str]) -> Plan:
+def _plan(entry: str, arguments: Mapping[str, Any], words: LaunchWords) -> Plan:
     problems: list[str] = list(words.problems)
     try:
         plan = launch(entry, dry_run=True, **arguments)
@@ -120,7 +119,8 @@ def _plan(entry: str, arguments: Mapping[str, Any], words: LaunchWords, argv: Se
     raise ConfigurationError.of(
         [_in_words_of_the_command(problem) for problem in problems],
         subject=f"the launch of '{entry}'" if entry else "the launch",
-        where=shlex.join(["smkit", "launch", *argv]),
+        # Without the words themselves: a secret can be one of them.
+        where=f"smkit launch {entry}".rstrip(),
         fix="change what is named above; nothing has been made, uploaded or started",
     )
 

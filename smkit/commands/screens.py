@@ -48,7 +48,7 @@ def width() -> int:
 def write(text: str) -> None:
     """Write a text to standard output."""
     with _standard_output():
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(report.for_terminal(text) + "\n")
 
 
 def flush() -> None:
@@ -82,7 +82,9 @@ def forget_output() -> None:
 
 def write_json(document: object) -> None:
     """Write one JSON document to standard output; times are ISO 8601 in UTC."""
-    write(json.dumps(document, indent=2, default=_json_value, ensure_ascii=False))
+    text = json.dumps(document, indent=2, default=_json_value, ensure_ascii=False)
+    # JSON lets these stand as they are, and a terminal obeys them.
+    write(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def _json_value(value: object) -> Any:
