@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sagemaker.fixture import SageMaker
 from torture.faulty_proxy import Proxy, plan
-from torture.services import start_job
+from torture.services.world import start_job
 
 from smkit.cloud import answers, download
 from smkit.cloud.aws import Clients, TimeOuts, connect

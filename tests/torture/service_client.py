@@ -44,7 +44,10 @@ def _hurry(speed: float) -> None:
 
     storage.PART_BYTES = PART_BYTES
     if speed != 1:
+        from botocore.retries.bucket import Clock
+
         real_sleep, real_monotonic = time.sleep, time.monotonic
+        Clock.current_time = lambda _: real_monotonic() * speed
         time.sleep = lambda seconds: real_sleep(seconds / speed)
         time.monotonic = lambda: real_monotonic() * speed
         times = dataclasses.replace(aws.TimeOuts(), connect=5 / speed, read=20 / speed)
