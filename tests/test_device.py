@@ -302,6 +302,30 @@ def test_a_step_that_overflows_changes_nothing_says_so_and_lowers_the_scale(fuse
     assert placement.scaler.get_scale() == 512
 
 
+@pytest.mark.parametrize("max_grad_norm", [None, 10.0])
+def test_a_fused_momentum_begins_with_nothing_where_the_first_steps_are_skipped(max_grad_norm):
+    def trained(*, fused):
+        # What memory that nobody writes is made of.
+        spoilt = [torch.full((64,), float("nan")) for _ in range(50)]
+        parameter = nn.Parameter(torch.ones(64))
+        placement = Placement(CPU, "fp16", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, fused=fused)
+        del spoilt
+        for gradient in (float("inf"), float("inf"), 1.0, 2.0, 3.0):
+            step_with_gradient(placement, optimizer, parameter, gradient, max_grad_norm)
+        return parameter
+
+    assert trained(fused=True).equal(trained(fused=False))
+
+
+def test_a_fused_momentum_that_cannot_begin_with_nothing_is_refused():
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, dampening=0.5, fused=True)
+    with pytest.raises(ConfigurationError, match=r"(?s)dampening.*leave out fused=True"):
+        step_with_gradient(Placement(CPU, "fp16"), optimizer, parameter, 1.0, None)
+    step_with_gradient(Placement(CPU, "fp32"), optimizer, parameter, 1.0, None)
+
+
 def test_whether_a_step_was_skipped_costs_no_read_from_the_device_beyond_torchs_own():
     def reads(step):
         with torch.profiler.profile() as profile:
