@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -100,7 +101,10 @@ class ProfileWindow:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         started = profile(activities=activities)
         try:
-            started.start()
+            with warnings.catch_warnings():
+                # torch 2.11 says so of every profile; this one has one cycle.
+                warnings.filterwarnings("ignore", message=".*Profiler clears events")
+                started.start()
         except RuntimeError as error:
             _log.warning("profile_steps: the profiler does not start, there will be no trace: %s", error)
         else:

@@ -336,6 +336,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     elif isinstance(before, (list, tuple)) and isinstance(now, (list, tuple)) and len(before) == len(now):
         pairs = list(zip(range(len(now)), before, now, strict=True))
     else:
+        # A rate that is a tensor lies on the GPU now, and was read into CPU memory.
+        before, now = (value.tolist() if isinstance(value, Tensor) else value for value in (before, now))
         is_same = before is now or repr(before) == repr(now)
         return [] if is_same else [f"{name}: {before}, now {now}"]
     prefix = f"{name}." if name else ""

@@ -53,10 +53,9 @@ def environment_is_left_as_it_was() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    # scikit-learn sets KMP_* and torch's compiler TORCH*, when they are imported.
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "KMP_", "TORCH", "_TORCH"))
-    }
+    # scikit-learn sets KMP_* and torch's compiler TORCH* and TRITON_*, when they are imported.
+    others = ("PYTEST_", "KMP_", "TORCH", "_TORCH", "TRITON_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
 
 
 @pytest.fixture
