@@ -1,7 +1,7 @@
 """What a checkpoint costs the training: the stall, the time until it counts, memory, and the time to go on from it.
 
     python tests/benchmarks/checkpoint_stall.py [--rounds N] [--saves N] [--only torch,smkit-asynchronous]
-        [--folder FOLDER]
+        [--folder FOLDER] [--device cuda]
 
 50 million parameters with Adam, 600 MB, one thread. Rounds take every way in turn: one fresh process saves, another one
 restores. The disk is idle when a save begins. The first save of a process is told apart from the later ones, for
@@ -39,16 +39,19 @@ def parse_ways(text: str) -> list[str]:
     return list(dict.fromkeys([BASE, *names]))
 
 
-def measure(names: list[str], rounds: int, saves: int, folder: Path) -> dict[str, Row]:
+def measure(names: list[str], rounds: int, saves: int, folder: Path, device: str) -> dict[str, Row]:
     """Return a row for each way."""
     rows = {name: Row([sys.executable, str(PROGRAM), name], trouble(WAYS[name].needs)) for name in names}
+    for name, row in rows.items():
+        if device == "cuda" and not WAYS[name].knows_gpus:
+            row.trouble = "written for the CPU here"
 
     def once(row: Row) -> dict[str, Any]:
         place = Path(tempfile.mkdtemp(dir=folder))
         found: dict[str, Any] = {}
         try:
             for phase in ("save", "restore"):
-                process = run([*row.command, phase, str(place), str(saves)], folder)
+                process = run([*row.command, phase, str(place), str(saves), device], folder)
                 found |= json.loads(process.output.strip().splitlines()[-1])
         finally:
             shutil.rmtree(place)
@@ -66,9 +69,9 @@ def cells(row: Row, base: Row) -> list[str]:
     found = {key: [one[key] for one in row.runs] for key in row.runs[0]}
     ratios = [own["stall"] / other["stall"] for own, other in zip(row.runs, base.runs, strict=False)]
     return [
-        spread(found["first_stall"]),
-        spread(found["stall"]),
-        spread(ratios),
+        spread(found["first_stall"], digits=3),
+        spread(found["stall"], digits=3),
+        spread(ratios, digits=3),
         spread(found["total"]),
         f"{median(found['cpu']):.2f}",
         spread(found["restore"]),
@@ -84,10 +87,11 @@ def main() -> int:
     parser.add_argument("--saves", type=int, default=4, help="saves of one process, the first told apart")
     parser.add_argument("--only", type=parse_ways, default=list(WAYS), help="torch,smkit,...")
     parser.add_argument("--folder", help="where the checkpoints are written; by default where temporary files are")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where model and optimizer lie")
     options = parser.parse_args()
     print(describe_machine(), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rows = measure(options.only, options.rounds, options.saves, Path(folder))
+        rows = measure(options.only, options.rounds, options.saves, Path(folder), options.device)
     print("Median (least–greatest) over rounds of each process's median; seconds.\n")
     header = ["way", "first stall", "stall", "× `torch.save`", "until it counts", "CPU s of a save"]
     header += ["restore", "restore CPU s", "peak MB", "of it by saving"]

@@ -1,13 +1,15 @@
 """Ways to save and to restore a checkpoint, one class each; as a script, the process that measures one of them.
 
-    python checkpoint_ways.py WAY save|restore FOLDER SAVES
+    python checkpoint_ways.py WAY save|restore FOLDER SAVES cpu|cuda
 
 The last line of its output is a JSON object. Everybody is given the same 50 million parameters with Adam: 600 MB. A
-framework is imported by the class that needs it. A restoring process checks that it holds what was saved.
+framework is imported by the class that needs it. A restoring process checks that it holds what was saved. On a GPU a
+stall lasts until the GPU could begin the next step, for copies that are queued hold it up as well.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -47,6 +49,7 @@ class Way:
 
     title: ClassVar[str]
     needs: ClassVar[str] = "bare"
+    knows_gpus: ClassVar[bool] = False
 
     def __init__(self, model: Stack, optimizer: torch.optim.Adam, folder: Path) -> None:
         self.model = model
@@ -71,7 +74,22 @@ class Way:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+class Clone(Way):
+    """What no way that leaves the GPU can be quicker than; nothing is saved."""
+
+    title = "a clone where the state lies, not saved"
+    knows_gpus = True
+
+    def begin(self, number: int) -> None:
+        self.copy = copy.deepcopy(self.state())
+
+    def restore(self) -> None:
+        model, optimizer = trained(0, steps=2, device=next(self.model.parameters()).device.type)
+        self.load({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
 class TorchSave(Way):
+    knows_gpus = True
     title = "`torch.save`, renamed"
     synced = False
 
@@ -98,6 +116,7 @@ class TorchSaveSynced(TorchSave):
 
 
 class Smkit(Way):
+    knows_gpus = True
     title = "**smkit** `CheckpointStore.save`"
     needs = "smkit"
 
@@ -245,6 +264,7 @@ class HuggingFace(Way):
 
 
 class Distributed(Way):
+    knows_gpus = True
     title = "`dcp.save`"
 
     def __init__(self, model: Stack, optimizer: torch.optim.Adam, folder: Path) -> None:
@@ -294,8 +314,12 @@ class DistributedStaged(DistributedAsynchronous):
         super().__init__(model, optimizer, folder)
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+        is_on_gpu = next(model.parameters()).is_cuda
         options = StagingOptions(
-            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+            use_pinned_memory=is_on_gpu,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=is_on_gpu,
         )
         self.one_stager = DefaultStager(options)
 
@@ -304,6 +328,7 @@ class DistributedStaged(DistributedAsynchronous):
 
 
 WAYS: dict[str, type[Way]] = {
+    "clone": Clone,
     "torch": TorchSave,
     "torch-synced": TorchSaveSynced,
     "smkit": Smkit,
@@ -318,10 +343,10 @@ WAYS: dict[str, type[Way]] = {
 }
 
 
-def trained(seed: int, *, steps: int) -> tuple[Stack, torch.optim.Adam]:
+def trained(seed: int, *, steps: int, device: str) -> tuple[Stack, torch.optim.Adam]:
     """Return a model and its optimizer after that many steps on random gradients."""
     torch.manual_seed(seed)
-    model = Stack()
+    model = Stack().to(device)
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(steps):
         for parameter in model.parameters():
@@ -344,17 +369,24 @@ def memory_mb(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
-def measure_saves(name: str, folder: Path, saves: int) -> dict[str, Any]:
+def wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_saves(name: str, folder: Path, saves: int, device: str) -> dict[str, Any]:
     """Save again and again, each time onto a disk that is idle."""
-    model, optimizer = trained(0, steps=2)
+    model, optimizer = trained(0, steps=2, device=device)
     way = WAYS[name](model, optimizer, folder)
     before = memory_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
     stalls, totals, cpu = [], [], []
     for number in range(saves):
         os.sync()
+        wait_for(device)
         began, began_cpu = time.perf_counter(), time.process_time()
         way.begin(number)
+        wait_for(device)
         stalls.append(time.perf_counter() - began)
         way.complete()
         totals.append(time.perf_counter() - began)
@@ -370,12 +402,14 @@ def measure_saves(name: str, folder: Path, saves: int) -> dict[str, Any]:
     }
 
 
-def measure_restore(name: str, folder: Path) -> dict[str, Any]:
+def measure_restore(name: str, folder: Path, device: str) -> dict[str, Any]:
     """Restore once, into a model and an optimizer that have not taken a step."""
-    model, optimizer = trained(1, steps=0)
+    model, optimizer = trained(1, steps=0, device=device)
     way = WAYS[name](model, optimizer, folder)
+    wait_for(device)
     began, began_cpu = time.perf_counter(), time.process_time()
     told = way.restore()
+    wait_for(device)
     seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     if fingerprint(model, optimizer) != json.loads((folder / "fingerprint.json").read_text()):
         raise RuntimeError("restored something else than was saved")
@@ -383,11 +417,11 @@ def measure_restore(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    name, phase, folder, saves = sys.argv[1:]
+    name, phase, folder, saves, device = sys.argv[1:]
     found: Callable[[], dict[str, Any]] = (
-        (lambda: measure_saves(name, Path(folder), int(saves)))
+        (lambda: measure_saves(name, Path(folder), int(saves), device))
         if phase == "save"
-        else (lambda: measure_restore(name, Path(folder)))
+        else (lambda: measure_restore(name, Path(folder), device))
     )
     print("\n" + json.dumps(found()))
 
