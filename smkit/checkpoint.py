@@ -16,7 +16,6 @@ This room does not know what a state means, but for one thing: a model that hold
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -29,10 +28,12 @@ from typing import Any
 
 from torch import Tensor
 
+from smkit.disk import make_directory, sync_above, sync_file
 from smkit.distributed import Ranks
 from smkit.errors import CheckpointError, ConfigurationError
-from smkit.manifest import Entries, commit, is_committed, make_directory, remove, write_files
+from smkit.manifest import Entries, commit, is_committed, remove, write_files
 from smkit.restoring import TENSOR_FILE, TREE_FILE, Candidate, Checkpoint, Loading, find, part_file
+from smkit.space import is_full, shortage
 from smkit.state import FlatState, flatten
 
 logger = logging.getLogger(__name__)
@@ -60,12 +61,21 @@ class CheckpointStore:
             FSDP2 makes them), all parts. Hosts may have directories of their own, if what is in one of them gets to the
             others before a run goes on, as SageMaker sees to it.
         mesh: The mesh of those parts: what was saved in parts is loaded in parts. Without one it is loaded whole.
+        companions: Files of this host that a state speaks of; they are on the disk, as they are then, before it counts.
 
     A state is a nested dict of tensors, numpy arrays, numbers, text, lists and tuples. Tensors that share one memory
     are stored once and share one memory again when loaded. NaN in a tensor below the state's key "model" is refused.
     """
 
-    def __init__(self, directory: Path, *, keep: int = _MIN_KEEP, ranks: Ranks | None = None, mesh: Any = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = _MIN_KEEP,
+        ranks: Ranks | None = None,
+        mesh: Any = None,
+        companions: Sequence[Path] = (),
+    ) -> None:
         if keep < _MIN_KEEP:
             raise ConfigurationError(
                 f"keep is {keep}, and fewer than {_MIN_KEEP} checkpoints can leave none whole",
@@ -76,6 +86,7 @@ class CheckpointStore:
         self._keep = keep
         self._ranks = ranks or Ranks()
         self._mesh = mesh
+        self._companions = tuple(companions)
         self._buffers: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
         self.saved_step: int | None = None
@@ -287,6 +298,8 @@ class CheckpointStore:
             if isinstance(problem, _SaveError):
                 self._failures += 1
             raise problem
+        if self._failures and self._ranks.is_first:
+            logger.warning("checkpoints can be saved again: that of step %d is", staged.step)
         self._failures = 0
         self.saved_step = staged.step
         self._remove(superseded)
@@ -296,6 +309,14 @@ class CheckpointStore:
         """Make a checkpoint of the files that are there; return the names of those that are not needed any more."""
         older = [one for one in find(self._directory) if one.directory != staged.directory]
         ordinal = 1 + max((candidate.ordinal for candidate in older), default=0)
+        if self.saved_step is None:
+            # Whoever has made these folders has not waited for their names.
+            for path in (staged.directory, *self._companions):
+                sync_above(path)
+        for file in self._companions:
+            # What becomes of them is no reason to do without a checkpoint.
+            with contextlib.suppress(OSError):
+                sync_file(file)
         commit(staged.directory, entries, step=staged.step, ordinal=ordinal, score=staged.score)
         return self._superseded(older, Candidate.read(staged.directory))
 
@@ -388,12 +409,12 @@ class _SaveError(CheckpointError):
         needed = sum(tensor.nbytes for tensor in staged.flat.tensors.values()) + len(staged.flat.tree_file())
         fix = "check that the directory is there and can be written, and that its disk is sound"
         kind = cls
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             fix = "free space on that disk, but leave the newest checkpoints; or give the job a larger volume"
             kind = _FullDiskError
         return kind(
             f"the checkpoint of step {staged.step} could not be saved: {error.strerror or error}; "
-            f"it needs about {needed:,} bytes, and there are {_free(directory)} free",
+            f"{shortage(directory, needed)}",
             where=f"{error.filename or directory}{of_rank}",
             fix=fix,
         )
@@ -406,12 +427,3 @@ class _FullDiskError(_SaveError):
 def _forget(directory: Path) -> None:
     with contextlib.suppress(OSError):
         remove(directory)
-
-
-def _free(directory: Path) -> str:
-    for place in (directory, *directory.parents):
-        with contextlib.suppress(OSError):
-            status = os.statvfs(place)
-            files = f" and {status.f_favail:,} files" if status.f_files else ""
-            return f"{status.f_bavail * status.f_frsize:,} bytes{files}"
-    return "unknown"

@@ -268,7 +268,15 @@ class TrainingContext(PlatformFacts, Generic[HP]):
     def save_settings(self, directory: Path) -> Path:
         """Write `settings_document` to `settings.json` in `directory` and return the file."""
         file = directory / "settings.json"
-        file.write_text(json.dumps(self.settings_document(), indent=2) + "\n", encoding="utf-8")
+        # On a full disk the one before stays; and what has the name may be a pipe, which would be waited for.
+        part = directory / "settings.json.part"
+        part.unlink(missing_ok=True)
+        try:
+            part.write_text(json.dumps(self.settings_document(), indent=2) + "\n", encoding="utf-8")
+            part.replace(file)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         return file
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ when a disk fails. This room knows the format of one record from tensorboard, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -35,7 +36,12 @@ class EventFile:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = _new_file(directory)
         self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        try:
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        except OSError:
+            # Who tries again begins another one.
+            self._discard()
+            raise
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
@@ -54,6 +60,12 @@ class EventFile:
 
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._write(Event(wall_time=wall_time or time.time(), step=step, summary=summary))
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._file.name)
 
     def close(self) -> None:
         self._file.close()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 
+from smkit.disk import put_in_place
 from smkit.errors import SmkitError
+from smkit.space import shortage
 
 
 def write_weights(model: nn.Module, file: Path) -> None:
@@ -22,19 +25,35 @@ def write_weights(model: nn.Module, file: Path) -> None:
     unfinished = file.with_name(file.name + ".part")
     part = unfinished / file.name
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _clear(unfinished)
         unfinished.mkdir()
         part.touch()
         mode = part.stat().st_mode
         save_model(model, str(part))
         # The library lets nobody but the owner read what it writes.
         part.chmod(mode)
-        part.replace(file)
+        put_in_place(part, file)
         unfinished.rmdir()
     except (SafetensorError, OSError, RuntimeError, KeyError, AttributeError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _clear(unfinished)
         raise SmkitError(
-            f"the weights cannot be written as safetensors: {error}",
+            f"the weights cannot be written as safetensors: {error}; {shortage(file.parent, _bytes_of(model))}",
             where=str(file),
             fix="make room there or override export_model, and start again: the checkpoints hold the finished run",
         ) from error
+
+
+def _clear(place: Path) -> None:
+    """Remove what an earlier process has left there, or somebody has put there."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _bytes_of(model: nn.Module) -> int:
+    memories = {
+        tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values() if isinstance(tensor, Tensor)
+    }
+    return sum(memories.values())

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from smkit import contract
+from smkit.disk import put_in_place
 from smkit.errors import SmkitError
 from smkit.event_file import EventFile
 
@@ -54,7 +56,13 @@ class MetricLog:
         self._rows: TextIO | None = None
         self._row_count = 0
         self._events: EventFile | None = None
+        self._missing: dict[Path, int] = {}
         self._first_step = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The files whose rows a saved state counts."""
+        return [] if self._jsonl_file is None else [self._jsonl_file]
 
     def add(self, name: str, value: Any, weight: float = 1.0) -> None:
         """Note one value of a metric, and what it weighs in the mean, such as its number of samples.
@@ -120,21 +128,27 @@ class MetricLog:
             return
         if self._prints:
             self._print(contract.metric_lines(step, epoch, values))
-        # A disk that is full, or gone, costs the record and not the run.
+        row = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
+        if self._jsonl_file is not None and not self._is_written(self._jsonl_file, self._write_row, row):
+            _close(self._rows)
+            self._rows = None
+        directory = self._tensorboard_dir
+        if directory is not None and not self._is_written(directory, self._write_events, step, values):
+            _close(self._events)
+            self._events = None
+
+    def _is_written(self, place: Path, write: Callable[..., None], *record: Any) -> bool:
+        """Write a record; a disk that is full, or gone, costs the record and not the run, and is tried again."""
         try:
-            if self._jsonl_file is not None:
-                self._write_row(
-                    self._jsonl_file, {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-                )
+            write(place, *record)
         except OSError as error:
-            logger.warning("metrics are not written to %s any more: %s", self._jsonl_file, error)
-            self._jsonl_file = None
-        try:
-            if self._tensorboard_dir is not None:
-                self._write_events(self._tensorboard_dir, step, values)
-        except OSError as error:
-            logger.warning("metrics are not written to %s any more: %s", self._tensorboard_dir, error)
-            self._tensorboard_dir = self._events = None
+            if place not in self._missing:
+                logger.warning("metrics are not written to %s, until that can be done again: %s", place, error)
+            self._missing[place] = self._missing.get(place, 0) + 1
+            return False
+        if missing := self._missing.pop(place, 0):
+            logger.warning("metrics are written to %s again; %d records are missing there", place, missing)
+        return True
 
     def _print(self, lines: Sequence[str]) -> None:
         # A reader that has gone away must not end the training; a process without stdout has None.
@@ -146,8 +160,14 @@ class MetricLog:
     def _write_row(self, file: Path, row: Mapping[str, Any]) -> None:
         if self._rows is None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._row_count = len(_lines(file))
-            self._rows = file.open("a", encoding="utf-8", buffering=1)
+            rows = _lines(file)
+            self._row_count = len(rows)
+            # A pipe in its place would wait for a reader; so it cannot be opened.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+            self._rows = os.fdopen(os.open(file, flags, 0o666), "a", encoding="utf-8", buffering=1)
+            if file.stat().st_size > (whole := sum(map(len, rows))):
+                # A row that a full disk has cut short would be the beginning of the next one.
+                os.truncate(file, whole)
         self._rows.write(json.dumps(row) + "\n")
         self._row_count += 1
 
@@ -174,14 +194,16 @@ class MetricLog:
             if self._jsonl_file is not None and self._jsonl_file.is_file():
                 self._take_back_rows(self._jsonl_file, state["rows"])
         except OSError as error:
+            # Rows of the same steps would follow those that are still there.
             logger.warning("metrics are not written to %s any more: %s", self._jsonl_file, error)
             self._jsonl_file = None
 
     def _take_back_rows(self, file: Path, count: int) -> None:
         kept = _lines(file)[:count]
         part = file.with_name(file.name + ".part")
+        part.unlink(missing_ok=True)
         part.write_bytes(b"".join(kept))
-        part.replace(file)
+        put_in_place(part, file)
         self._row_count = len(kept)
 
     def begin(self) -> None:
@@ -192,12 +214,8 @@ class MetricLog:
         """Finish the files; the log can be written to again."""
         events, rows = self._events, self._rows
         self._events = self._rows = None
-        with contextlib.suppress(OSError):
-            if events is not None:
-                events.close()
-        with contextlib.suppress(OSError):
-            if rows is not None:
-                rows.close()
+        _close(events)
+        _close(rows)
 
 
 def check_name(name: str) -> None:
@@ -253,6 +271,13 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise SmkitError(f"'{name}' is {value!r:.60}", where="log()", fix="log a number or a tensor of one") from error
+
+
+def _close(file: TextIO | EventFile | None) -> None:
+    """Close a file that could not be written to; what it holds back is lost."""
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.close()
 
 
 def _lines(file: Path) -> list[bytes]:

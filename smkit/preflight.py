@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from smkit.errors import ConfigurationError, DataError, SmkitError
+from smkit.space import is_full, room
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def require_writable(*directories: Path) -> None:
         probe = directory / ".smkit-writes"
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            # Whatever has that name: to write to a pipe would be to wait.
+            probe.unlink(missing_ok=True)
             probe.write_bytes(b"smkit")
             probe.unlink(missing_ok=True)
         except OSError as error:
@@ -109,8 +112,14 @@ def forget(file: Path) -> None:
 def unwritable(directory: Path, error: OSError, kept: Path | None = None) -> SmkitError:
     """Return the error of a folder that cannot be written to; `kept` holds what is safe."""
     again = f", and start again: {kept} holds the finished run" if kept is not None else ", or choose another folder"
+    free = ""
+    if is_full(error):
+        needs = "a few thousand bytes are needed" if kept is not None else "a model and checkpoints need more"
+        free = f"; there are {room(directory)} free, and {needs}"
     return SmkitError(
-        f"cannot be written to: {error.strerror or error}", where=str(directory), fix=f"make room or give access{again}"
+        f"cannot be written to: {error.strerror or error}{free}",
+        where=str(directory),
+        fix=f"make room or give access{again}",
     )
 
 

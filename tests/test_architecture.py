@@ -122,12 +122,13 @@ ALLOWED = {
     "sharding": set(),
     "space": set(),
     "state": {"errors", "sharding"},
-    "manifest": {"errors"},
+    "disk": set(),
+    "manifest": {"disk", "errors"},
     "restoring": {"distributed", "errors", "manifest", "sharding", "state"},
-    "checkpoint": {"distributed", "errors", "manifest", "restoring", "space", "state"},
+    "checkpoint": {"disk", "distributed", "errors", "manifest", "restoring", "space", "state"},
     "parallel": {"distributed", "errors", "sharding"},
     "event_file": set(),
-    "metrics": {"contract", "errors", "event_file"},
+    "metrics": {"contract", "disk", "errors", "event_file"},
     "monitor": {"errors"},
     "progress": set(),
     "randomness": set(),
@@ -143,7 +144,7 @@ ALLOWED = {
     "compilation": set(),
     "explanations": {"compilation", "errors", "report"},
     "preflight": {"errors", "hyperparameters", "space"},
-    "export": {"errors", "space"},
+    "export": {"disk", "errors", "space"},
     "validation": {"data.batches", "device", "errors", "metrics", "randomness"},
     "run_state": {
         *("averaging", "cadence", "checkpoint", "data.batches", "device", "distributed", "errors", "metrics"),
@@ -161,9 +162,9 @@ ALLOWED = {
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "claim", "context", "contract"),
-        *("data.batches", "device", "errors", "explanations", "monitor", "parallel", "preflight", "profiling"),
-        *("progress", "randomness", "report", "run_state", "sameness", "script", "sharding", "start_table"),
-        *("stopping", "validation"),
+        *("data.batches", "device", "disk", "errors", "explanations", "monitor", "parallel", "preflight"),
+        *("profiling", "progress", "randomness", "report", "run_state", "sameness", "script", "sharding"),
+        *("start_table", "stopping", "validation"),
     },
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},
@@ -202,6 +203,7 @@ ALLOWED = {
     "cloud.instances": set(),
     "cloud.service_model": {"errors"},
     "cloud.images": {"cloud.instances"},
+    "cloud.policies": {"cloud.images", "errors", "secret_references"},
     "cloud.request": {"cloud.images", "cloud.instances", "contract", "inputs", "launch_arguments"},
     "cloud.request_checks": {
         *("cloud.images", "cloud.instances", "cloud.request", "cloud.service_model", "contract", "launch_arguments"),
@@ -255,7 +257,10 @@ ALLOWED = {
     "commands.screens": {"errors", "report"},
     "commands.script_command_line": {"sources"},
     "commands.launch_options": {"commands.script_command_line", "sources"},
-    "commands.account": {"cloud.doctor", "cloud.images", "commands.screens"},
+    "commands.account": {
+        *("cloud.aws", "cloud.doctor", "cloud.images", "cloud.policies", "cloud.role", "cloud.storage"),
+        *("commands.screens",),
+    },
     "commands.jobs": {
         *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "log_view", "report"),
     },

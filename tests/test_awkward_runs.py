@@ -313,6 +313,42 @@ def test_a_misspelt_validation_channel_is_not_passed_over(run: Run) -> None:
         run(kind, channels=("train", "valdation")).fit()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.part", "settings.json", "settings.json.part"])
+def test_a_pipe_where_the_model_goes_is_not_waited_for(name: str, run: Run) -> None:
+    (run.directory / "model").mkdir(parents=True)
+    os.mkfifo(run.directory / "model" / name)
+    run(LineTrainer).fit()
+    assert sorted(os.listdir(run.directory / "model")) == ["model.safetensors", "settings.json"]
+    assert (run.directory / "model" / "settings.json").is_file()
+
+
+@pytest.mark.parametrize(("left", "missing"), [(0, "settings"), (4096, "weights")])
+def test_a_model_on_a_full_disk_says_how_much_there_is(left: int, missing: str, run: Run) -> None:
+    disk = run.directory / "model"
+    disk.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+
+    class Filling(LineTrainer):
+        def export_model(self, directory: Path) -> None:
+            if missing == "settings":
+                super().export_model(directory)
+            (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096 - left))
+            if missing == "weights":
+                self.model.more = nn.Linear(100, 100)
+                super().export_model(directory)
+
+    try:
+        with pytest.raises(smkit.SmkitError, match="No space left on device") as caught:
+            run(Filling).fit()
+        expected = {"settings": "there are 0 bytes", "weights": "it needs about 40,"}
+        assert expected[missing] in caught.value.what
+        assert str(run.directory / "checkpoints") in caught.value.fix or "the checkpoints hold" in caught.value.fix
+        assert not list(disk.glob("*.part"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_metrics_that_cannot_be_written_do_not_end_the_run(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     output = run.directory / "output"
     output.mkdir(parents=True)

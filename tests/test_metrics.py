@@ -153,3 +153,38 @@ def test_points_are_in_the_file_as_soon_as_they_are_written_and_no_two_files_are
     assert len(list(tmp_path.iterdir())) == 2
     for log in logs:
         log.close()
+
+
+def test_rows_are_written_again_when_a_full_disk_has_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        log = smkit.MetricLog(disk / "metrics.jsonl", disk / "tensorboard", prints=False)
+        log.write(1, 1, {"loss": 1.0})
+        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))
+        for step in range(2, 200):
+            log.write(step, 1, {"loss": 1.0, "more": 0.1})
+        assert caplog.text.count("are not written to") == 2
+        (disk / "filler").unlink()
+        log.write(200, 1, {"loss": 2.0})
+        log.close()
+        assert caplog.text.count("are written to") == 2
+        rows = [json.loads(line)["step"] for line in (disk / "metrics.jsonl").read_text().splitlines()]
+        assert rows == [*range(1, len(rows)), 200]
+        assert len(rows) < 200
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.part"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    log = smkit.MetricLog(tmp_path / "metrics.jsonl", prints=False)
+    log.load_state_dict({"pending": {}, "rows": 0}, 0)
+    assert log.write(1, 1, {"loss": 1.0}) == {"loss": 1.0}
+    log.close()
