@@ -65,7 +65,7 @@ class EventFile:
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
-            os.unlink(self._file.name)
+            Path(self._file.name).unlink()
 
     def close(self) -> None:
         self._file.close()

@@ -318,7 +318,7 @@ def test_a_pipe_where_the_model_goes_is_not_waited_for(name: str, run: Run) -> N
     (run.directory / "model").mkdir(parents=True)
     os.mkfifo(run.directory / "model" / name)
     run(LineTrainer).fit()
-    assert sorted(os.listdir(run.directory / "model")) == ["model.safetensors", "settings.json"]
+    assert sorted(path.name for path in (run.directory / "model").iterdir()) == ["model.safetensors", "settings.json"]
     assert (run.directory / "model" / "settings.json").is_file()
 
 
