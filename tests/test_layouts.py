@@ -342,6 +342,28 @@ def test_first_rows_that_cannot_be_read_are_told_apart(content, advice, channel,
     assert caught.value.fix.startswith(advice)
 
 
+def test_zeros_that_a_lost_download_leaves_are_no_text(channel, cache):
+    (channel.path / "a.csv").write_bytes(b"label,x\n1,2\ncat\0\0\0,3\n")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: there is a NUL character"):
+        open_dataset(channel, cache_dir=cache)
+
+
+def test_offsets_of_an_arrow_file_that_point_outside_of_it_are_not_followed(channel, cache):
+    content = bytearray(arrow_of(pa.table({"label": [0, 1], "x": [[1, 2], [3, 4]]})))
+    offsets = bytes(content).find(struct.pack("<3i", 0, 2, 4))
+    content[offsets : offsets + 12] = struct.pack("<3i", 0, 2_000_000_000, 2_000_000_002)
+    (channel.path / "a.arrow").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.arrow cannot be read"):
+        open_dataset(channel, cache_dir=cache)[0]
+
+
+def arrow_of(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 def test_arrays_that_share_a_name_are_refused(channel):
     with zipfile.ZipFile(channel.path / "a.npz", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -188,7 +188,7 @@ class _Sorter:
             text = content.decode().strip()
         except UnicodeDecodeError:
             text = ""
-        if not text or "\n" in text or len(content) == _READ_AHEAD:
+        if not text or not text.isprintable() or len(content) == _READ_AHEAD:
             raise self._error(
                 f"has a label that is neither a number nor a name: {_text(name)} holds {content[:20]!r}",
                 f"write one integer or the name of a class into each .{LABEL}",

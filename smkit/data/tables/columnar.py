@@ -149,7 +149,10 @@ class Arrow(_Columnar):
     def _rows(self, block: Block, names: Sequence[str]) -> Any:
         reader = self._reader(block.file)
         group = self._stream(block.file)[block.start] if reader is None else reader.get_batch(block.start)
-        return group.select(list(names)).slice(block.stop * _SLICE, block.rows)
+        rows = group.select(list(names)).slice(block.stop * _SLICE, block.rows)
+        # Arrow keeps offsets into memory in the file, and follows them unseen: damaged ones would end the process.
+        rows.validate(full=True)
+        return rows
 
     def _reader(self, file: int) -> Any:
         """Return the reader of a file with a footer; None where there is none."""

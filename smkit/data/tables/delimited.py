@@ -95,6 +95,10 @@ class Delimited(Format):
         from pyarrow import BufferReader
         from pyarrow import csv as arrow_csv
 
+        if (place := data.find(b"\0")) >= 0:
+            # A disk that lost power and a download that was cut leave zeros.
+            row = data.count(b"\n", 0, place)
+            raise self.wrong(block, row, "there is a NUL character", "check that the file has arrived whole")
         has_quotes = b'"' in data
         if has_quotes and not self._quoted[block.file]:
             self._check_quotes(block.file)
