@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -90,12 +91,25 @@ def test_a_bucket_is_ours_or_not_there_yet(sagemaker: SageMaker) -> None:
     sagemaker.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     assert found("bucket", bucket=sagemaker.bucket).finding == "smkit-tests is yours"
     assert found("bucket", bucket="theirs").state == "problem"
-    assert found("bucket", bucket="far").finding == "far lies in eu-west-1, and jobs would run in us-east-1"
+    assert "'far' lies in eu-west-1, and the job would run in us-east-1" in found("bucket", bucket="far").finding
     missing = found("bucket")
     assert (missing.state, missing.finding) == (
         "ok",
         f"sagemaker-us-east-1-{sagemaker.account} is not there yet; the first launch makes it",
     )
+
+
+def test_uploads_that_were_cut_off_are_told_of(sagemaker: SageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3, wishes = sagemaker.client("s3"), Wishes(bucket=sagemaker.bucket)
+    for key in ("smkit/data/1/big", "others"):
+        s3.create_multipart_upload(Bucket=sagemaker.bucket, Key=key)
+    # moto says of all uploads that they began in 2010.
+    (check,) = [check for check in diagnose(wishes) if check.subject == "uploads"]
+    assert check.state == "warning"
+    assert "of 1 uploads that were cut off, such as 'smkit/data/1/big', S3 keeps the parts" in check.finding
+    assert "AbortIncompleteMultipartUpload" in check.fix
+    monkeypatch.setattr("smkit.cloud.storage.timedelta", lambda days: timedelta(days * 10_000))
+    assert "uploads" not in {check.subject for check in diagnose(wishes)}
 
 
 def test_without_credentials_the_machine_is_still_looked_at(

@@ -22,7 +22,7 @@ from smkit.cloud.images import find_image, image_warnings
 from smkit.cloud.pages import pages
 from smkit.cloud.role import find_role
 from smkit.cloud.service_model import ServiceModel
-from smkit.cloud.storage import default_bucket
+from smkit.cloud.storage import Storage, default_bucket
 from smkit.errors import SmkitError, did_you_mean
 
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
@@ -190,29 +190,26 @@ def _trust_command(name: str) -> str:
 
 def _bucket(clients: Clients, wishes: Wishes) -> Iterator[Check]:
     bucket = wishes.bucket or default_bucket(clients)
+    storage = Storage(clients, bucket, clients.account)
     try:
-        with _asking(clients, f"s3api head-bucket --bucket {bucket}"):
-            found = clients.s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=clients.account)
+        is_there = storage.is_there()
     except SmkitError as error:
-        code = error_code(error)
-        if code in ("404", "NoSuchBucket"):
-            yield Check("bucket", "ok", f"{bucket} is not there yet; the first launch makes it")
-        elif code == "403":
-            yield Check(
-                "bucket",
-                "problem",
-                f"{bucket} belongs to another account than {clients.account}, or you may not list it",
-                "give --bucket another one, or ask for s3:ListBucket on this one",
-            )
-        else:
-            raise
+        yield Check("bucket", "problem", error.what, error.fix)
         return
-    region = found.get("BucketRegion") or clients.region
-    if region != clients.region:
-        fix = f"give --region {region}, or --bucket another one"
-        yield Check("bucket", "problem", f"{bucket} lies in {region}, and jobs would run in {clients.region}", fix)
-    else:
-        yield Check("bucket", "ok", f"{bucket} is yours")
+    if not is_there:
+        yield Check("bucket", "ok", f"{bucket} is not there yet; the first launch makes it")
+        return
+    yield Check("bucket", "ok", f"{bucket} is yours")
+    # Who may upload need not be allowed to look at this.
+    with contextlib.suppress(SmkitError):
+        if left := storage.unfinished_uploads():
+            yield Check(
+                "uploads",
+                "warning",
+                f"of {len(left)} uploads that were cut off, such as '{left[0]}', S3 keeps the parts, and bills them",
+                "give the bucket a lifecycle rule with AbortIncompleteMultipartUpload, or abort them one by one with "
+                "'aws s3api abort-multipart-upload'",
+            )
 
 
 _ACTIONS = (

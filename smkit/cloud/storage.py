@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class Storage:
             ConfigurationError: The bucket belongs to another account, lies in another region, or may not be made.
         """
         for attempt in range(_CREATE_ATTEMPTS):
-            if self._seen or self._is_there() or self._create():
+            if self._seen or self.is_there() or self._create():
                 self._seen.append(self.bucket)
                 return
             time.sleep(0.2 * 2**attempt)
@@ -120,6 +121,13 @@ class Storage:
 
         for each in pages(page, doing, given="ContinuationToken", told="NextContinuationToken"):
             yield from ((found["Key"], found) for found in each.get("Contents", ()))
+
+    def unfinished_uploads(self) -> Sequence[str]:
+        """Return the keys of smkit's uploads in parts that nobody has gone on with for a day; a thousand at most."""
+        with self._errors(f"list the uploads to s3://{self.bucket}"):
+            page = self.clients.s3.list_multipart_uploads(Prefix=f"{PREFIX}/", **self._place)
+        a_day_ago = datetime.now(timezone.utc) - timedelta(days=1)
+        return [found["Key"] for found in page.get("Uploads", ()) if found["Initiated"] < a_day_ago]
 
     def put(self, key: str, data: bytes, **further: Any) -> None:
         """Write an object; `further` are arguments of the API, such as ContentType."""
@@ -171,7 +179,12 @@ class Storage:
         with aws_errors(doing, kind=JobError, profile_name=self.clients.profile_name):
             Download(self.clients.s3, {"Key": key, **self._place}, path, doing).run()
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
+        """Return whether there is such a bucket.
+
+        Raises:
+            ConfigurationError: It belongs to another account, or lies in another region.
+        """
         with self._errors(f"look at the bucket s3://{self.bucket}"):
             try:
                 found = self.clients.s3.head_bucket(**self._place)
