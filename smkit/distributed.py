@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from smkit.errors import ConfigurationError, SmkitError
-from smkit.life_signs import LifeSigns, audibly, connected
+from smkit.life_signs import LifeSigns, audibly
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
@@ -115,17 +115,14 @@ class Ranks:
                     fix="start them with torchrun, which sets all four",
                 ) from error
             except distributed.DistError as error:
-                raise SmkitError(
-                    f"the {self.world_size} processes of this run have not all met: {_first_words(error)}",
-                    where=f"rank {self.rank} on host {host}",
-                    fix="look at the logs of the other ranks and hosts: one did not start or ended at once, or its "
-                    "network does not let it reach the host of rank 0",
-                ) from error
+                raise self._not_met(_first_words(error)) from error
             # torch counts its groups from 0 after each meeting, and would find the addresses of the one before.
             meeting_number = (store.add(_MEETINGS, 1) - 1) // world_size
             prefix = f"smkit/{meeting_number}"
-            own = PrefixStore(prefix, connected(store))
-            self._life = LifeSigns(own, rank, world_size, host, patience_seconds=timeout_seconds)
+            self._life = LifeSigns(store, prefix, rank, world_size, host, patience_seconds=timeout_seconds)
+            absent = self._life.absent(_MEETING_SECONDS)
+            if absent:
+                raise self._not_met(f"{absent} has not come within {_MEETING_SECONDS:.0f} s")
             distributed.init_process_group(
                 backend,
                 store=PrefixStore(prefix, store),
@@ -138,6 +135,14 @@ class Ranks:
         self._patient = distributed.new_group(backend="gloo", timeout=patience)
         # Two threads must not use one group: whose turn it is would differ from rank to rank.
         self._background = distributed.new_group(backend="gloo", timeout=patience)
+
+    def _not_met(self, why: str) -> SmkitError:
+        return SmkitError(
+            f"the {self.world_size} processes of this run have not all met: {why}",
+            where=f"rank {self.rank}",
+            fix="look at the logs of the other ranks and hosts: one did not start or ended at once, or its network "
+            "does not let it reach the host of rank 0",
+        )
 
     def part(self) -> None:
         """Take leave of the others, when all ranks do: at the end, or to leave early as they have agreed.

@@ -30,6 +30,8 @@ _SECONDS_BETWEEN = 1.0
 _LEAST_PATIENCE_SECONDS = 10.0
 """A busy machine is no reason to call a process dead."""
 _LAST_WORDS_SECONDS = 3.0
+_FAREWELL_SECONDS = 20.0
+"""The network may be slow."""
 _HEARING_SECONDS = 0.2
 _FAILURE = "failure"
 _FAREWELL = 1 << 40
@@ -40,15 +42,21 @@ class LifeSigns:
     """Those of this rank, and what it sees of the others'.
 
     Args:
-        store: Where the ranks have met; the keys that it is asked for are this object's own.
+        store: Where the ranks meet.
+        prefix: Of all keys.
         rank: This process's number.
         world_size: How many there are.
         host: Its host's name.
         patience_seconds: How long a rank, or the store, may be silent before it is given up.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, host: str, *, patience_seconds: float) -> None:
-        self._store = store
+    def __init__(
+        self, store: Store, prefix: str, rank: int, world_size: int, host: str, *, patience_seconds: float
+    ) -> None:
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        self._meeting = PrefixStore(prefix, store)
+        self._store = PrefixStore(prefix, _connected_again(store))
         self._rank = rank
         self._world_size = world_size
         self._patience = max(patience_seconds, _LEAST_PATIENCE_SECONDS)
@@ -56,15 +64,29 @@ class LifeSigns:
         self._word = ""
         self._answered_at = time.monotonic()
         self._agent = os.getppid() if distributed.is_torchelastic_launched() else None
-        store.set(f"host/{rank}", host)
-        store.add(f"life/{rank}", 1)
-        threading.Thread(target=self._run, name="smkit-life-signs", daemon=True).start()
+        self._store.add(f"life/{rank}", 1)
+        self._store.set(f"host/{rank}", host)
+        self._first_host = ""
+        self._says_farewell = False
+        self._thread = threading.Thread(target=self._run, name="smkit-life-signs", daemon=True)
+        self._thread.start()
 
     def close(self, *, says_farewell: bool) -> None:
         """Give no more signs; `says_farewell` tells the others that this is no failure."""
-        if says_farewell and not self._end.is_set():
-            within(_LAST_WORDS_SECONDS, lambda: self._store.add(f"life/{self._rank}", _FAREWELL))
+        self._says_farewell |= says_farewell and not self._end.is_set()
         self._end.set()
+        # A thread that is within torch when the interpreter ends takes the process down with it.
+        self._thread.join(_FAREWELL_SECONDS if says_farewell else _LAST_WORDS_SECONDS)
+
+    def absent(self, seconds: float) -> str:
+        """Wait until all ranks have come, so long at most; return who has not."""
+        ranks = range(self._world_size)
+        # Not by the connection that gives the signs, which would have to wait too.
+        with suppress(distributed.DistStoreError):
+            self._meeting.wait([f"host/{rank}" for rank in ranks], timedelta(seconds=seconds))
+            self._first_host = self._host(0)
+            return ""
+        return self._named([rank for rank in ranks if not self._store.check([f"host/{rank}"])])
 
     def word(self) -> str:
         """Return what is known to have failed, without waiting; nothing if all is well as far as is known."""
@@ -125,43 +147,62 @@ class LifeSigns:
         return bytes(self._store.get(key)).decode(errors="replace") if self._store.check([key]) else "unknown"
 
     def _of_store(self, what: str) -> str:
+        host = self._first_host or "of rank 0"
         return (
-            f"the store on the host of rank 0, where the ranks have met, {what}: that host is gone, or this one cut off"
+            f"host {host}, which keeps the store where the ranks have met, {what}: it is gone, or this host is cut off"
         )
 
     def _run(self) -> None:
-        neighbour = (self._rank + 1) % self._world_size
-        seen, silent_looks = -1, 0
         # A store that is gone answers with an error; its silence tells the rest.
         with suppress(Exception):
-            while not self._end.wait(_SECONDS_BETWEEN):
-                self._stop_if_orphaned()
-                self._store.add(f"life/{self._rank}", 1)
-                now = self._count(neighbour)
-                # Looks are counted, not seconds: whoever has slept himself must not take the others for dead.
-                silent_looks = 0 if now != seen or now >= _FAREWELL else silent_looks + 1
-                seen = now
-                if not self._word and silent_looks * _SECONDS_BETWEEN >= self._patience:
-                    self.tell(f"{self._named([neighbour])} has given no sign of life for {self._patience:.0f} s")
-                if not self._word and self._store.check([_FAILURE]):
-                    self._word = self._said()
-                self._answered_at = time.monotonic()
+            self._watch()
+        known_since: float | None = None
         while not self._end.wait(_SECONDS_BETWEEN):
             self._stop_if_orphaned()
+            if known_since is None and self.word():
+                known_since = time.monotonic()
+            if known_since is not None and time.monotonic() - known_since > self._patience:
+                self._stop(f"{self.word()}; rank {self._rank} is stuck in something else, and stops")
+                return
+        with suppress(Exception):
+            if self._says_farewell:
+                self._store.add(f"life/{self._rank}", _FAREWELL)
+
+    def _watch(self) -> None:
+        """Give and look for signs until something has failed."""
+        neighbour = (self._rank + 1) % self._world_size
+        seen, silent_looks = -1, 0
+        while not self._word and not self._end.wait(_SECONDS_BETWEEN):
+            self._stop_if_orphaned()
+            self._store.add(f"life/{self._rank}", 1)
+            now = self._count(neighbour)
+            # Looks are counted, not seconds: whoever has slept himself must not take the others for dead.
+            is_silent = 0 < now == seen < _FAREWELL
+            silent_looks = silent_looks + 1 if is_silent else 0
+            seen = now
+            if silent_looks * _SECONDS_BETWEEN >= self._patience:
+                self.tell(f"{self._named([neighbour])} has given no sign of life for {self._patience:.0f} s")
+            if self._store.check([_FAILURE]):
+                self._word = self._said()
+            self._answered_at = time.monotonic()
 
     def _stop_if_orphaned(self) -> None:
         """Stop, as if asked to, a process whose agent is gone: nobody would end it with the rest of the job."""
         if self._agent is not None and os.getppid() != self._agent:
             self._agent = None
-            logger.warning("torchrun, which has started rank %d, is gone; the run stops", self._rank)
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._stop(f"torchrun, which has started rank {self._rank}, is gone; the run stops")
+
+    @staticmethod
+    def _stop(why: str) -> None:
+        logger.warning("%s", why)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def connected(store: Any) -> Store:
-    """Return a second connection to the same store: one that waits for a key keeps whoever else uses it waiting."""
+def _connected_again(store: Any) -> Store:
+    """Return another connection to a store: one that waits for a key keeps whoever else uses it waiting."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    while not isinstance(store, TCPStore) and hasattr(store, "underlying_store"):
+    while hasattr(store, "underlying_store"):
         store = store.underlying_store
     return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
 
