@@ -21,6 +21,7 @@ from typing import Any
 
 import xxhash
 
+from smkit.disk import sync_directory
 from smkit.errors import CheckpointError
 
 _FORMAT = 2
@@ -175,23 +176,6 @@ def remove(directory: Path) -> None:
     (directory / _NAME).unlink(missing_ok=True)
     sync_directory(directory)
     shutil.rmtree(directory)
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory and the ones above it, so that they survive a power cut."""
-    if not directory.is_dir():
-        make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_file(path: Path, pieces: Iterable[memoryview]) -> dict[str, Any]:
