@@ -28,6 +28,7 @@ from smkit.checkpoint import CheckpointStore
 from smkit.claim import claimed
 from smkit.data.batches import Group, Loader
 from smkit.device import Placement
+from smkit.disk import sync_tree
 from smkit.errors import CheckpointError
 from smkit.explanations import explaining
 from smkit.monitor import LossGuard, Monitor
@@ -231,7 +232,12 @@ class Trainer(Script[HP]):
             ranks=self._ranks,
             hyperparameters=self.context.settings_document()["hyperparameters"],
         )
-        store = CheckpointStore(self.context.checkpoint_dir, ranks=self._ranks, mesh=mesh_of(self.model))
+        store = CheckpointStore(
+            self.context.checkpoint_dir,
+            ranks=self._ranks,
+            mesh=mesh_of(self.model),
+            companions=self._records.log.files,
+        )
         self._saves = Saves(run, store, self.hp.checkpoint_every_seconds, is_mirrored=self.context.is_sagemaker)
         self._at_the_end.callback(self._saves.close)
         self._saves.check()
@@ -425,6 +431,7 @@ class Trainer(Script[HP]):
         try:
             self.export_model(directory)
             self.context.save_settings(directory)
+            sync_tree(directory)
         except OSError as error:
             raise preflight.unwritable(directory, error, kept=self.context.checkpoint_dir) from error
 
