@@ -157,6 +157,13 @@ def find_image(
     return Image(uri, release, has_cuda, "framework_version" if framework_version else f"the newest for {on}"), []
 
 
+def image_repositories(region: str, partition: str) -> list[str]:
+    """Return the ARNs of the repositories that `find_image` chooses from; none where AWS's account is not known."""
+    account = _ACCOUNTS.get(region)
+    names = sorted({release.repository for release in RELEASES})
+    return [f"arn:{partition}:ecr:{region}:{account}:repository/{name}" for name in names] if account else []
+
+
 _TAG = re.compile(
     r"(?P<version>\d+\.\d+)(\.\d+)?-(?P<build>gpu|cpu|cu\d+)(-py\d+)?(-(?P<cuda>cu\d+))?"
     r"(-(ubuntu|amzn)[\d.]+)?(-sagemaker)?(-v[\d.-]+)?"
