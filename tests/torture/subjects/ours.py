@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from torch.utils.data import Dataset
 
 import smkit
 import smkit.context
+import smkit.contract
 import smkit.trainer
 from smkit.checkpoint import CheckpointStore
 from torture.subjects.training import BATCH_SIZE, SEED, Batch, Counting, Network, Notes, Samples
 
+DEADLINE_VARIABLE = "TORTURE_STOP_DEADLINE_SECONDS"
+"""How long a run may take to stop, where 100 s are too long to wait."""
 VALIDATING = "--monitor-metric"
 """With this word among its settings a run validates, and its best model is exported."""
 
@@ -58,6 +63,13 @@ class Trained(smkit.Trainer[Settings]):
     def build_dataset(self, channel: smkit.Channel) -> Dataset[Any]:
         return Samples()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # By now model and optimizer have what they had, and a run that was at its end trains no step.
+        self.notes.began(state["step"], self.model, self.optimizer)
+
     def training_step(self, batch: Batch) -> Tensor:
         if not self.notes.has_begun:
             self.notes.began(self.step, self.model, self.optimizer)
@@ -69,8 +81,6 @@ class Trained(smkit.Trainer[Settings]):
 
     def export_model(self, directory: Path) -> None:
         super().export_model(directory)
-        if not self.notes.has_begun:
-            self.notes.began(self.step, self.model, self.optimizer)
         self.notes.ended(self.step, self.model, self.optimizer)
 
 
@@ -87,4 +97,7 @@ def run(notes: Notes) -> None:
     sys.argv += ["--checkpoint-every-seconds", str(order.every_seconds), "--log-every-steps", "3", *order.settings]
     if VALIDATING in order.settings:
         sys.argv += ["--channel", f"validation={data}"]
+    smkit.contract.STOP_DEADLINE_SECONDS = float(
+        os.environ.get(DEADLINE_VARIABLE, smkit.contract.STOP_DEADLINE_SECONDS)
+    )
     Trained.main()

@@ -1,0 +1,21 @@
+"""The attack `power` in short: smkit alone, a few cuts."""
+
+from pathlib import Path
+
+import pytest
+
+from torture import faulty_disk
+from torture.power import attack
+from torture.tally import Campaign, Tally
+
+pytestmark = [pytest.mark.train, pytest.mark.endurance]
+
+
+def test_a_power_cut_takes_nothing_that_was_called_saved(tmp_path: Path) -> None:
+    if not faulty_disk.is_available():
+        pytest.skip("there is no gcc to make the faulty disk with")
+    tally = Tally()
+    attack(Campaign(tally, rounds=2, folder=tmp_path, seed=6))
+    assert not tally.failures(), tally.table()
+    assert tally.rounds("power cut, names without their bytes") >= 4, tally.table()
+    assert tally.rounds("power cut, nothing that was not synced, at the end") == 2, tally.table()
