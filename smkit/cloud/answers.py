@@ -23,7 +23,11 @@ _ROLE = ("Role", "Arn", "AssumeRolePolicyDocument")
 _JOB = ("TrainingJobName", "TrainingJobStatus")
 _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "CreateTrainingJob": (("TrainingJobArn",),),
-    "DescribeTrainingJob": (*((name,) for name in (*_JOB, "TrainingJobArn")), ("SecondaryStatusTransitions", "Status")),
+    "DescribeTrainingJob": (
+        *((name,) for name in (*_JOB, "TrainingJobArn")),
+        ("SecondaryStatusTransitions", "Status"),
+        ("FinalMetricDataList", "MetricName", "Value"),
+    ),
     "ListTrainingJobs": (("TrainingJobSummaries", *_JOB),),
     "ListTags": (("Tags", "Key", "Value"),),
     "DescribeLogStreams": (("logStreams", "logStreamName"),),
@@ -33,7 +37,7 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "ListAttachedRolePolicies": (("AttachedPolicies", "PolicyName"),),
     "ListRolePolicies": (("PolicyNames",),),
     "SimulatePrincipalPolicy": (("EvaluationResults", "EvalActionName", "EvalDecision"),),
-    "ListServiceQuotas": (("Quotas", "QuotaName", "QuotaCode", "Value"),),
+    "ListServiceQuotas": (("Quotas", "QuotaName", "QuotaCode"),),
     "GetProducts": (("PriceList",),),
     "ListObjectsV2": (("Name",), ("Contents", "Key", "Size")),
     **dict.fromkeys(("HeadObject", "GetObject"), (("ETag",), ("ContentLength",))),
@@ -41,7 +45,7 @@ _NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "CreateMultipartUpload": (("UploadId",),),
 }
 """What smkit reads of an answer: a name, and the names in it, or in each of a list, after that."""
-_MAY_LACK = frozenset({"SecondaryStatusTransitions", "Contents"})
+_MAY_LACK = frozenset({"SecondaryStatusTransitions", "FinalMetricDataList", "Contents"})
 """An empty list of these is left out."""
 
 

@@ -18,10 +18,11 @@ from smkit.cloud.aws_errors import aws_errors
 from smkit.cloud.services import S3, Iam, Logs, SageMaker, Sts
 from smkit.errors import ConfigurationError, did_you_mean
 
-ATTEMPTS = 10
-"""For a service that answers with "slow down" or an error of its own; botocore's four end in a second or two."""
+ATTEMPTS = 12
+"""For a service that answers with "slow down" or an error of its own; botocore's four end in a second or two. Ten such
+answers in a row are outlasted, if the pauses between them come to less than a minute."""
 SILENT_ATTEMPTS = 3
-"""For a service that does not answer at all: three time-outs are a minute, and ten would be four."""
+"""For a service that does not answer at all: three time-outs are a minute, and twelve would be four."""
 _POOL_CONNECTIONS = 24
 _ELSEWHERE = {"pricing": "us-east-1"}
 """Services that answer for all regions from one place."""

@@ -286,6 +286,8 @@ def _quota(clients: Clients, wishes: Wishes) -> Iterator[Check]:
         subject = f"quota, {usage}"
         if quota is None:
             yield Check(subject, "note", f"there is no quota '{name}'")
+        elif "Value" not in quota:
+            yield Check(subject, "note", f"AWS does not tell the quota '{name}'")
         elif quota["Value"] > 0:
             yield Check(subject, "ok", f"{quota['Value']:g} x {wanted} at once")
         else:

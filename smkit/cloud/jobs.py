@@ -208,8 +208,8 @@ class SageMakerJobs:
 
 def _artifact_uris(description: Mapping[str, Any], what: Artifact) -> list[str]:
     """Return where an artifact can be, the likeliest place first: an archive, or a folder with "/" at its end."""
-    output = description["OutputDataConfig"]
-    base = f"{output['S3OutputPath'].rstrip('/')}/{description['TrainingJobName']}/output/"
+    output = description.get("OutputDataConfig", {})
+    base = f"{output.get('S3OutputPath', 's3://').rstrip('/')}/{description['TrainingJobName']}/output/"
     is_compressed = output.get("CompressionType") != "NONE"
     names = [_ARCHIVES[what]] if is_compressed else _FOLDERS[what]
     known = description.get("ModelArtifacts", {}).get("S3ModelArtifacts") if what == "model" else None
