@@ -49,7 +49,7 @@ class Rule:
         """Say whether the rule names `path` itself; that it names a folder above is another question."""
         if (self._for_folders and not is_folder) or not path.startswith(self.base):
             return False
-        path = path.rpartition("/")[2] if self._levels == 0 else path[len(self.base) :]
+        path = _as_bytes(path.rpartition("/")[2] if self._levels == 0 else path[len(self.base) :])
         if self._levels and self._levels != path.count("/") + 1:
             return False
         # pathspec's expressions end with a folder's slash or with the path; that is where they match what is below.
@@ -147,6 +147,26 @@ def _without_trailing_spaces(line: str) -> str:
     return stripped + " " if escapes % 2 and stripped != line else stripped
 
 
+def _as_bytes(text: str) -> str:
+    """Return a character for each byte of a text in UTF-8: to git `?` and `[!a]` stand for one byte."""
+    return text if text.isascii() else text.encode(errors="surrogateescape").decode("latin-1")
+
+
+_CLASS = re.compile(r"\[:([a-z]+):\]")
+_CLASSES = {
+    "alpha": "a-zA-Z",
+    "digit": "0-9",
+    "alnum": "a-zA-Z0-9",
+    "lower": "a-z",
+    "upper": "A-Z",
+    "xdigit": "0-9a-fA-F",
+    "space": " \t-\r",
+    "blank": " \t",
+    "punct": "!-.:-@\\[-`{-~",
+}
+"""What `[[:alpha:]]` stands for, as ranges; pathspec leaves it to Python, which reads it otherwise."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _compile(pattern: str) -> re.Pattern[str] | None:
     """Return the regular expression of a pattern, or None for one that git, too, takes for matching nothing."""
@@ -158,6 +178,9 @@ def _compile(pattern: str) -> re.Pattern[str] | None:
             where="this Python environment",
             fix="pip install 'smkit[launch]', or 'smkit[local]' for jobs on this machine only",
         ) from error
+    pattern = _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), _as_bytes(pattern))
+    # pathspec takes a tab at the end for nothing, and git for a tab.
+    pattern = re.sub(r"(?<!\\)[\t\v\f\r]+$", lambda found: "".join(f"[{blank}]" for blank in found[0]), pattern)
     if pattern.startswith(("#", "!", " ", "\t")):
         pattern = "\\" + pattern
     with warnings.catch_warnings():
