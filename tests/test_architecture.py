@@ -24,6 +24,9 @@ ALLOWED = {
     "secret_references": {"errors", "redaction"},
     "documents": set(),
     "wire": {"annotations", "contract", "documents", "errors", "hyperparameters", "secret_references"},
+    # the processes that train together: torch
+    "life_signs": set(),
+    "distributed": {"errors", "life_signs"},
     # reading data: torch, and neither jobs nor models
     "data": set(),
     "data.batches": set(),
@@ -95,14 +98,11 @@ ALLOWED = {
         *("data.tables.delimited", "data.tables.formats", "data.tables.json_lines", "data.tables.libsvm"),
         *("data.tables.lines", "data.tables.recordio", "data.tables.table", "errors"),
     },
-    "data.channels": {"data.batches", "data.indexed", "data.loader", "data.source", "errors"},
+    "data.channels": {"data.batches", "data.indexed", "data.loader", "data.source", "distributed", "errors"},
     "data.layouts": {
         *("data.arrays", "data.images", "data.labels", "data.mounts", "data.pipes", "data.shards.shards"),
         *("data.source", "data.tables.opening", "errors"),
     },
-    # the processes that train together: torch
-    "life_signs": set(),
-    "distributed": {"errors", "life_signs"},
     # configuration, torch-free
     "arguments": {"annotations", "contract", "errors", "hyperparameters"},
     "sources": {"annotations", "arguments", "contract", "documents", "wire"},
@@ -389,3 +389,67 @@ def test_the_training_wing_needs_neither_boto3_nor_pydantic_nor_tensorboard_to_b
     after = modules_after("from smkit import Trainer, Placement, CheckpointStore, MetricLog, make_loader, open_dataset")
     assert "torch" in after
     assert not {"boto3", "pydantic_settings", "tensorboard", "sagemaker_training"} & after
+
+
+# What runs code that somebody else has written, or hands words to a shell.
+_RUNS_CODE = {"eval", "exec", "__import__"}
+_DANGEROUS = {
+    *("os.system", "os.popen", "tempfile.mktemp", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"),
+    *("marshal.loads", "marshal.load", "shelve.open", "runpy.run_path", "pickle.load", "pickle.Unpickler"),
+    *("pickle.loads", "yaml.load"),
+    *("tarfile.TarFile.extractall", "tarfile.TarFile.extract", "shutil.unpack_archive", "dill.load", "dill.loads"),
+}
+_EXCEPTIONS = {
+    # The user's own settings class, in a process of its own, on the machine of who launches it.
+    ("script_settings_probe", "exec"),
+    # What it has made itself two lines above, to see whether other processes can take it.
+    ("data.workers", "pickle.loads"),
+    # A loader made of PyYAML's safe one.
+    ("documents", "yaml.load"),
+}
+
+
+def _full_name(node: ast.expr) -> str:
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+
+
+def _dangers(tree: ast.Module) -> Iterator[str]:
+    """Yield each call that could run what a file, a hyperparameter or a name says."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = _full_name(node.func)
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
+        if name in _RUNS_CODE | _DANGEROUS or name.endswith((".extractall", ".unpack_archive")):
+            yield name
+        elif name == "torch.load" and words.get("weights_only") != "True":
+            yield "torch.load without weights_only=True"
+        elif name in ("np.load", "numpy.load") or words.get("allow_pickle", "False") != "False":
+            yield f"{name} with pickles"
+        elif words.get("shell", "False") != "False" or name.startswith(("os.spawn", "os.exec", "subprocess.getoutput")):
+            yield f"{name} with a shell"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_runs_nothing_that_others_have_written(room: str) -> None:
+    assert {danger for danger in _dangers(ROOMS[room]) if (room, danger) not in _EXCEPTIONS} == set()
+
+
+def test_the_exceptions_are_all_needed() -> None:
+    assert {(room, danger) for room, tree in ROOMS.items() for danger in _dangers(tree)} >= _EXCEPTIONS
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("eval(text)", "os.system(text)", "tempfile.mktemp()", "yaml.load(text)", "pickle.loads(data)"),
+        *("torch.load(file)", "torch.load(file, weights_only=False)", "np.load(file, allow_pickle=True)"),
+        *(
+            "subprocess.run(text, shell=True)",
+            "archive.extractall(folder)",
+            "np.lib.format.read_array(f, allow_pickle=x)",
+        ),
+    ],
+)
+def test_the_rule_sees(code: str) -> None:
+    assert list(_dangers(ast.parse(code)))
