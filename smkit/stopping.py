@@ -28,6 +28,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.is_obeyed_at_once = False
+        """Whether a request ends the block, as long as nobody would come to look at the flag."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -65,6 +67,8 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal = number
+            if self.is_obeyed_at_once:
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.exit_status)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from smkit.data.batches import Group, Loader
 from smkit.device import Placement
 from smkit.disk import sync_tree
 from smkit.errors import CheckpointError
-from smkit.explanations import explaining
+from smkit.explanations import LostGPUError, explaining
 from smkit.monitor import LossGuard, Monitor
 from smkit.parallel import parallel_step, share_buffers, whole_model
 from smkit.profiling import ProfileWindow
@@ -101,7 +101,10 @@ class Trainer(Script[HP]):
                 sys.exit(1)
             raise
         except Exception as error:
-            sys.exit(report.end(error, program=program, output_dir=context.output_dir))
+            status = report.end(error, program=program, output_dir=context.output_dir)
+            if isinstance(error, LostGPUError):
+                report.end_at_once(status)
+            sys.exit(status)
         sys.exit(0)
 
     def fit(self) -> dict[str, float]:
@@ -130,6 +133,8 @@ class Trainer(Script[HP]):
             KeyboardInterrupt: After Ctrl-C and a checkpoint; at once after a second one.
         """
         self.step, self._stop = 0, StopRequest()
+        # The processes that this one is to meet may have been stopped before they came.
+        self._stop.is_obeyed_at_once = True
         with (
             self._stop.listening(on_deadline=self._miss_deadline),
             self.context.join(self.timeout_seconds) as self._ranks,
@@ -139,6 +144,7 @@ class Trainer(Script[HP]):
             ExitStack() as self._at_the_end,
             explaining(),
         ):
+            self._stop.is_obeyed_at_once = False
             self._prepare()
             while not self._is_finished():
                 batches = iter(self._loader)

@@ -91,6 +91,9 @@ if __name__ == "__main__":
         sys.argv += ["--seed", "7"]
     if SECOND and "channel" in sys.argv:
         sys.argv = [word for word in sys.argv if "--channel=validation" not in word]
+    if "late" in sys.argv:
+        print("comes", flush=True)
+        time.sleep(600 * SECOND)
     Trainer.main()
 """
 
@@ -133,6 +136,10 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         {"rank": 0, "signal": signal.SIGINT, "when": "waits", "after_seconds": seconds} for seconds in (0.5, 1.0)
     ]
     impatient.append({"rank": 1, "watched": 0, "signal": signal.SIGKILL, "when": "interrupted"})
+    alone = [
+        {"rank": 0, "signal": signal.SIGTERM, "when": "comes", "after_seconds": 1.0},
+        {"rank": 1, "signal": signal.SIGKILL, "when": "comes", "after_seconds": 3.0},
+    ]
     told = {"rank": 1, "watched": 0, "signal": signal.SIGTERM, "when": "step=21 epoch"}
     paced = ("--pause", "0.05", "--log-every-steps", "1", "--validate-every-steps", "20", "--epochs", "100")
     runs = {
@@ -142,6 +149,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         "pace": run(folder, "pace", 2, "--fault", "pace", *paced, signals=[told]),
         "export": run(folder, "export", 2, "--fault", "export"),
         "patience": run(folder, "patience", 2, "--fault", "patience", signals=impatient),
+        "late": run(folder, "late", 2, "--fault", "late", signals=alone),
     }
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), json.dumps(list(runs.values()))]
     process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -182,6 +190,13 @@ def test_all_hear_of_a_stop_within_a_few_steps_also_after_a_validation_of_many_q
 
 def test_a_second_ctrl_c_is_heard_while_a_rank_waits_for_another(results: dict[str, dict[str, Any]]) -> None:
     assert results["patience"]["statuses"] == [130, -signal.SIGKILL], results["patience"]["texts"]
+
+
+def test_one_that_is_stopped_before_it_has_met_the_others_does_not_wait_for_them(
+    results: dict[str, dict[str, Any]], folder: Path
+) -> None:
+    assert results["late"]["statuses"] == [143, -signal.SIGKILL], results["late"]["texts"]
+    assert not (folder / "late/output/failure").exists()
 
 
 def test_an_export_may_take_longer_than_a_step(results: dict[str, dict[str, Any]], folder: Path) -> None:
