@@ -29,7 +29,7 @@ from typing import Any
 from torch import Tensor
 
 from smkit.disk import make_directory, sync_above, sync_file
-from smkit.distributed import Ranks
+from smkit.distributed import Ranks, require_first
 from smkit.errors import CheckpointError, ConfigurationError
 from smkit.manifest import Entries, commit, is_committed, remove, write_files
 from smkit.restoring import TENSOR_FILE, TREE_FILE, Candidate, Checkpoint, Loading, find, part_file
@@ -85,6 +85,7 @@ class CheckpointStore:
         self._directory = Path(directory).absolute()
         self._keep = keep
         self._ranks = ranks or Ranks()
+        self._knows_ranks = ranks is not None
         self._mesh = mesh
         self._companions = tuple(companions)
         self._buffers: dict[str, Tensor] = {}
@@ -243,6 +244,11 @@ class CheckpointStore:
             )
 
     def _stage(self, step: int, state: Mapping[str, Any], score: float | None) -> _Staged:
+        if not self._knows_ranks:
+            require_first(
+                "its CheckpointStore does not know of the others: all of them would save over each other",
+                fix="give it ranks=..., from `with context.join() as ranks`; or let rank 0 alone save",
+            )
         if step < 0:
             raise CheckpointError(f"the step is {step}", where="step", fix="count the finished steps from 0")
         problem: CheckpointError | None = None

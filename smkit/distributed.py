@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -54,6 +54,9 @@ class Ranks:
         self._patient: ProcessGroup | None = None
         self._background: ProcessGroup | None = None
 
+    joined_here: ClassVar[Ranks | None] = None
+    """Those that this process has joined: torch has one group of all of them, too."""
+
     @classmethod
     @contextmanager
     def joined(
@@ -81,6 +84,7 @@ class Ranks:
         who = f"rank {rank} on host {host}"
         try:
             audibly(lambda: ranks._meet(host, timeout_seconds), check=ranks._require_all)
+            cls.joined_here = ranks
             yield ranks
         except LostRankError:
             raise
@@ -96,6 +100,7 @@ class Ranks:
         else:
             ranks.part()
         finally:
+            cls.joined_here = None
             ranks._end_signs(says_farewell=ranks._has_parted)
 
     def _meet(self, host: str, timeout_seconds: float) -> None:
@@ -260,6 +265,30 @@ class Ranks:
             "lost its network, or took another way through a step (a parameter that has no gradient on one rank "
             "only wants `find_unused_parameters = True`). Start again with the same folders to go on from the last "
             "checkpoint",
+        )
+
+
+def gathered_from_all(value: T) -> list[T]:
+    """Return what each process of torch.distributed passes; where they have joined, as `gathered_patiently` does."""
+    ranks = Ranks.joined_here
+    if ranks is not None:
+        return ranks.gathered_patiently(value)
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def require_first(what: str, fix: str) -> None:
+    """Refuse to do by itself, in any process but the first of torch.distributed, what rank 0 does for all.
+
+    Raises:
+        ConfigurationError: This is another one.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        raise ConfigurationError(
+            f"this is rank {distributed.get_rank()} of {distributed.get_world_size()}, and {what}",
+            where=f"rank {distributed.get_rank()}",
+            fix=fix,
         )
 
 

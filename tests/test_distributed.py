@@ -293,6 +293,18 @@ def test_a_loop_of_ones_own_runs_in_several_processes_too(runs: Runs) -> None:
     assert [text for text in results[1]["texts"][1:] if "metrics" in text] == []
 
 
+@pytest.mark.endurance
+def test_a_store_that_does_not_know_the_ranks_saves_in_the_first_one_only(runs: Runs) -> None:
+    script = runs.folder / "own.py"
+    script.write_text(OWN_LOOP.replace(", ranks=ranks)", ")"))
+    arguments = ["--batch-size", "4", f"--channel=train={runs.folder / 'train'}", "--run-dir", str(runs.folder / "two")]
+    own = {"script": str(script), "log": str(runs.folder / "logs"), "world_size": 2, "arguments": arguments}
+    [result] = runs.done(own)
+    assert result["statuses"][1] == 1
+    assert "this is rank 1 of 2, and its CheckpointStore does not know of the others" in result["texts"][1]
+    assert len(runs.checkpoints("two")) == 1
+
+
 NORMALISED = SCRIPT.replace(
     "self.first = nn.Linear(3, 5, dtype=torch.float64)",
     """self.first = nn.Sequential(nn.Linear(3, 5, dtype=torch.float64), nn.BatchNorm1d(5, dtype=torch.float64))

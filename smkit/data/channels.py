@@ -18,6 +18,7 @@ from smkit.data.batches import Loader
 from smkit.data.indexed import dataset_fingerprint
 from smkit.data.loader import make_loader
 from smkit.data.source import fingerprint_of
+from smkit.distributed import gathered_from_all
 from smkit.errors import ConfigurationError, DataError
 
 
@@ -92,10 +93,8 @@ def _gathered(open_dataset: Callable[[], Any], place: Place) -> tuple[Any, list[
         mine = _Part(place.host, _samples(dataset), dataset_fingerprint(dataset), _classes(dataset), "")
     except DataError as error:
         mine = _Part(place.host, 0, 0, (), str(error))
-    gathered: list[Any] = [None] * place.world_size
-    distributed.all_gather_object(gathered, mine)
     # A mistake of any process of a host is the host's.
-    by_host = {part.host: part for part in sorted(gathered, key=lambda part: bool(part.problem))}
+    by_host = {part.host: part for part in sorted(gathered_from_all(mine), key=lambda part: bool(part.problem))}
     return dataset, [by_host[host] for host in sorted(by_host)]
 
 
