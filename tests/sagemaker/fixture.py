@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 import pytest
@@ -191,12 +191,15 @@ class SageMaker:
             return json.loads(answer.read())
 
 
-def start_server(folder: Path, *options: str) -> tuple[subprocess.Popen[str], SageMaker]:
-    """Start a server and return its process, which ends with its standard input, and its account."""
+def start_server(folder: Path, *options: str, errors: IO[str] | None = None) -> tuple[subprocess.Popen[str], SageMaker]:
+    """Start a server and return its process, which ends with its standard input, and its account.
+
+    What it has to say of errors of its own goes to the file `errors`, otherwise to standard error.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "COVERAGE_"))}
     command = [sys.executable, "-m", "sagemaker", str(folder), *options]
     process = subprocess.Popen(
-        command, cwd=_TESTS, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=_TESTS, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
     )
     assert process.stdout is not None
     ready = process.stdout.readline()

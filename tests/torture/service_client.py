@@ -55,23 +55,18 @@ def _hurry(speed: float) -> None:
 
 
 def _came_of(order: dict[str, Any]) -> dict[str, Any]:
-    from smkit.errors import SmkitError
-
     began = time.perf_counter()
     said = io.StringIO()
-    refusals: tuple[type[Exception], ...] = (SmkitError,)
-    if order["do"].startswith("boto3"):
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        refusals = (Boto3Error, BotoCoreError, ClientError)
+    # An error of the subject's own is an answer, whatever it says.
+    own = ("boto3", "botocore", "s3transfer") if order["do"].startswith("boto3") else ("smkit.errors", "smkit.watching")
     try:
         with contextlib.redirect_stderr(said):
             came: dict[str, Any] = {"done": DEEDS[order.pop("do")](**order)}
-    except refusals as error:
-        came = {"refused": str(error), "kind": type(error).__name__}
-    except BaseException:
-        came = {"broke": traceback.format_exc()}
+    except BaseException as error:
+        if type(error).__module__.startswith(own):
+            came = {"refused": str(error), "kind": type(error).__name__}
+        else:
+            came = {"broke": traceback.format_exc()}
     return came | {"said": said.getvalue(), "seconds": round(time.perf_counter() - began, 2)}
 
 

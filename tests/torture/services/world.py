@@ -92,15 +92,16 @@ class World:
 
 
 @contextmanager
-def world(folder: Path, *, speed: float = SPEED) -> Iterator[World]:
-    """Provide a world, with the jobs that rounds look at."""
-    server, account = start_server(folder / "server")
+def world(folder: Path, *, big_bytes: int = 11_000_000) -> Iterator[World]:
+    """Provide a world, with the jobs that rounds look at, whose models hold a file of so many bytes."""
+    with (folder / "server.log").open("w") as errors:
+        server, account = start_server(folder / "server", errors=errors)
     command = [sys.executable, "-m", "torture.faulty_proxy", account.endpoint.rpartition(":")[2]]
     pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     proxy = subprocess.Popen(command, cwd=_TESTS, **pipe)
     assert proxy.stdout is not None
     endpoint = f"http://127.0.0.1:{proxy.stdout.readline().split()[-1]}"
-    client = Client(account, speed)
+    client = Client(account, SPEED)
     try:
         account.start_afresh("torture")
         account.settings(log_delay=0.0, quotas={"ml.m5.large for training job usage": 1.0})
@@ -109,7 +110,7 @@ def world(folder: Path, *, speed: float = SPEED) -> Iterator[World]:
         )
         account.client("iam").put_role_policy(RoleName=ROLE, PolicyName="jobs", PolicyDocument=document)
         made = World(account, endpoint, client, folder)
-        _make_jobs(made)
+        _make_jobs(made, random.Random(0).randbytes(big_bytes))
         yield made
     finally:
         client.end()
@@ -147,8 +148,7 @@ def start_job(account: SageMaker, name: str, script: str, *, compressed: bool = 
     )
 
 
-def _make_jobs(world: World) -> None:
-    big = random.Random(0).randbytes(11_000_000)
+def _make_jobs(world: World, big: bytes) -> None:
     for name, compressed in (("packed", True), ("plain", False)):
         start_job(world.account, name, _LEAVES, compressed=compressed, more=big)
     world.files = {"run.sh": _LEAVES.encode(), "deep/run.sh": _LEAVES.encode(), "big": big}
