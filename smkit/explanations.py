@@ -17,6 +17,10 @@ _FULL = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_
 _GO_ON = "start again with the same folders to go on from the last checkpoint"
 
 
+class LostGPUError(SmkitError):
+    """This process can use its GPU no more: whatever it still holds there cannot even be given back."""
+
+
 @contextmanager
 def explaining() -> Iterator[None]:
     """Raise, in place of an error within the block, what it means, if torch's words do not say it."""
@@ -55,14 +59,14 @@ def _of_the_gpu(error: RuntimeError) -> SmkitError | None:
             "batch_size, --precision bf16, or activation_checkpointing in the trainer's class",
         )
     if "device-side assert" in text:
-        return SmkitError(
+        return LostGPUError(
             "a kernel on the GPU has met a value out of its range (device-side assert)",
             where="a step before this one was noticed; 'Assertion ... failed' above says what was checked",
             fix="look for a label, or an index of an embedding, that is not below the number of classes or rows; with "
             "CUDA_LAUNCH_BLOCKING=1, or on the CPU with CUDA_VISIBLE_DEVICES=, the traceback shows the line",
         )
     if text.startswith("CUDA error"):
-        return SmkitError(
+        return LostGPUError(
             f"the GPU has failed: {text.splitlines()[0]}",
             where=report.own_line(error) or "the training",
             fix=f"set CUDA_LAUNCH_BLOCKING=1 to see which line it comes from; if no kernel is your own, {_GO_ON}, "

@@ -14,7 +14,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from smkit import contract
 from smkit.errors import SmkitError
@@ -116,6 +116,14 @@ def end(error: BaseException, *, program: str, output_dir: Path | None) -> int:
     else:
         say(f"{program}: {text}")
     return error.exit_status if isinstance(error, SmkitError) else 1
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End the process as it is, with this status: what the interpreter would tidy up fails, and aborts it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
 
 
 def table(rows: Iterable[Sequence[str]], *, title: str = "") -> str:

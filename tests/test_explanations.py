@@ -1,15 +1,18 @@
 """What torch's errors become before a person reads them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lines import Batch, LineTrainer, Run
+from patience import SECONDS
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 import smkit
-from smkit.explanations import explained
+from smkit.explanations import LostGPUError, explained
 
 pytestmark = pytest.mark.train
 
@@ -66,6 +69,7 @@ def test_an_error_of_torchs_says_what_it_means_and_what_to_do(failure: Exception
         trainer.fit()
     assert caught.value.__cause__ is failure
     assert "Of the allocated memory" not in str(caught.value)
+    assert isinstance(caught.value, LostGPUError) == str(failure).startswith(("CUDA error: dev", "CUDA error: an ill"))
 
 
 def test_a_full_gpu_is_told_with_the_users_own_line(run: Run) -> None:
@@ -76,6 +80,13 @@ def test_a_full_gpu_is_told_with_the_users_own_line(run: Run) -> None:
     assert f"{__file__}:" in caught.value.where
     assert "in training_step: raise self.failure" in caught.value.where
     assert "--gradient-accumulation-steps" in caught.value.fix
+
+
+def test_a_process_whose_gpu_is_lost_ends_with_its_status_whatever_would_be_tidied_up() -> None:
+    program = "import atexit, os; from smkit import report; atexit.register(os.abort); print('said'); "
+    command = [sys.executable, "-c", program + "report.end_at_once(1)"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert (ended.returncode, ended.stdout) == (1, "said\n")
 
 
 @pytest.mark.parametrize(
