@@ -626,6 +626,12 @@ class Job:
             env=os.environ | own | environment,
         )
 
+    def kill(self) -> None:
+        """End it, whatever it does; one that has ended is left alone."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
     def end(self) -> tuple[int, str]:
         _, text = self._process.communicate(timeout=SECONDS)
         return self._process.returncode, text
@@ -639,16 +645,30 @@ class Job:
         return [{key: value for key, value in json.loads(line).items() if not key.endswith(timed)} for line in lines]
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """What starts a job in a folder of this name; a test leaves none behind."""
+    jobs = []
+
+    def started(name: str, *arguments: str, **environment: str) -> Job:
+        jobs.append(Job(tmp_path / name, *arguments, **environment))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        job.kill()
+
+
 PRECISIONS = [("fp32", "True"), ("fp32", "False"), ("bf16", "True"), ("fp16", "True"), ("fp16", "False")]
 
 
 @pytest.mark.parametrize(("precision", "fused"), PRECISIONS)
 def test_killed_or_stopped_amid_its_kernels_it_ends_with_the_same_weights_to_the_bit(
-    precision: str, fused: str, tmp_path: Path
+    precision: str, fused: str, start: Callable[..., Job]
 ) -> None:
     arguments = ("--precision", precision, "--fused", fused, "--checkpoint-every-seconds", "0.05")
     jobs = {
-        name: Job(tmp_path / name, *arguments, *more)
+        name: start(name, *arguments, *more)
         for name, more in {
             "left alone": (),
             "killed": ("--event", "kill", "--at", "33"),
@@ -662,7 +682,7 @@ def test_killed_or_stopped_amid_its_kernels_it_ends_with_the_same_weights_to_the
     status, text = jobs["stopped"].end()
     assert status == 143, text
     assert "stopped by SIGTERM: step 24 is saved" in text
-    again = {name: Job(tmp_path / name, *arguments) for name in ("killed", "stopped")}
+    again = {name: start(name, *arguments) for name in ("killed", "stopped")}
     for name, job in again.items():
         status, text = job.end()
         assert status == 0, text
@@ -671,9 +691,9 @@ def test_killed_or_stopped_amid_its_kernels_it_ends_with_the_same_weights_to_the
         assert job.records() == jobs["left alone"].records()
 
 
-def test_a_value_out_of_range_ends_the_process_with_what_to_look_for(tmp_path: Path) -> None:
+def test_a_value_out_of_range_ends_the_process_with_what_to_look_for(start: Callable[..., Job], tmp_path: Path) -> None:
     broken = ("--checkpoint-every-seconds", "0.05", "--at", "33")
-    jobs = [Job(tmp_path / event, *broken, "--event", event) for event in ("out of range", "exhaust")]
+    jobs = [start(event, *broken, "--event", event) for event in ("out of range", "exhaust")]
     status, text = jobs[0].end()
     assert status == 1, text
     assert "device-side assert" in text
@@ -683,7 +703,7 @@ def test_a_value_out_of_range_ends_the_process_with_what_to_look_for(tmp_path: P
     assert status == 1, text
     assert "memory of the GPU is full" in text
     assert "gradient-accumulation-steps" in (tmp_path / "exhaust/output/failure").read_text()
-    for job in [Job(tmp_path / name) for name in ("out of range", "exhaust")]:
+    for job in [start(name) for name in ("out of range", "exhaust")]:
         status, text = job.end()
         assert status == 0, text
         assert "goes on after step" in text
@@ -701,10 +721,10 @@ def places(world_size: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(world_size)]
 
 
-def test_two_ranks_over_gloo_share_one_gpu_and_train_as_one(tmp_path: Path) -> None:
+def test_two_ranks_over_gloo_share_one_gpu_and_train_as_one(start: Callable[..., Job]) -> None:
     exact = ("--precision", "fp32", "--group", "gloo", "--max-steps", "12")
-    together = [Job(tmp_path / "two", *exact, **place) for place in places(2)]
-    (alone,) = [Job(tmp_path / "one", *exact, **place) for place in places(1)]
+    together = [start("two", *exact, **place) for place in places(2)]
+    (alone,) = [start("one", *exact, **place) for place in places(1)]
     for job in [*together, alone]:
         status, text = job.end()
         assert status == 0, text
@@ -714,25 +734,25 @@ def test_two_ranks_over_gloo_share_one_gpu_and_train_as_one(tmp_path: Path) -> N
     assert ours[-1]["validation/loss"] == pytest.approx(theirs[-1]["validation/loss"], rel=0.2)
 
 
-def test_two_ranks_that_nccl_refuses_end_with_an_error_that_says_so(tmp_path: Path) -> None:
-    jobs = [Job(tmp_path / "two", "--precision", "fp32", **place) for place in places(2)]
+def test_two_ranks_that_nccl_refuses_end_with_an_error_that_says_so(start: Callable[..., Job]) -> None:
+    jobs = [start("two", "--precision", "fp32", **place) for place in places(2)]
     outcomes = [job.end() for job in jobs]
     assert [status for status, _ in outcomes] == [1, 1], outcomes
     assert any("Duplicate GPU" in text for _, text in outcomes), outcomes
 
 
-def test_a_second_rank_on_a_host_with_one_gpu_is_refused(tmp_path: Path) -> None:
+def test_a_second_rank_on_a_host_with_one_gpu_is_refused(start: Callable[..., Job]) -> None:
     if torch.cuda.device_count() != 1:
         pytest.skip("there is more than one GPU")
-    jobs = [Job(tmp_path / "two", **place | {"LOCAL_RANK": place["RANK"]}) for place in places(2)]
+    jobs = [start("two", **place | {"LOCAL_RANK": place["RANK"], "LOCAL_WORLD_SIZE": "2"}) for place in places(2)]
     outcomes = [job.end() for job in jobs]
     assert all(status != 0 for status, _ in outcomes), outcomes
     assert "local rank 1 has no GPU of its own: 1 can be seen" in outcomes[1][1]
     assert "has no GPU of its own" in outcomes[0][1]
 
 
-def test_one_rank_under_torchrun_trains_and_leaves(tmp_path: Path) -> None:
-    (job,) = [Job(tmp_path / "one", **place) for place in places(1)]
+def test_one_rank_under_torchrun_trains_and_leaves(start: Callable[..., Job]) -> None:
+    (job,) = [start("one", **place) for place in places(1)]
     status, text = job.end()
     assert status == 0, text
 

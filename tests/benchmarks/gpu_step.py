@@ -18,6 +18,7 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import sys
 import tempfile
 import threading
@@ -191,8 +192,7 @@ def smkit(task: Task, case: Case, folder: Path, steps: int, *, reads: bool = Fal
     def loop(pause: Pause) -> None:
         trainer = Trainer(smkit.TrainingContext.load(Settings, argv=argv, env={}))
         trainer.pause = pause
-        with (folder / "metrics.txt").open("w") as file, contextlib.redirect_stdout(file):
-            trainer.fit()
+        trainer.fit()
 
     return loop
 
@@ -508,9 +508,12 @@ def main() -> int:
                 began = time.monotonic()
                 reading = ["bare, reading", "smkit, reading"] if task.channels_last and case_name == "bf16" else []
                 names = ["bare", "smkit", *peers, *reading, "bare, again"]
-                found = measure(task, case, names, options.rounds, options.seconds, folder)
+                with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    found = measure(task, case, names, options.rounds, options.seconds, folder)
                 reported = reported_mfu(folder)
-            rows += [row(case, task, loop, found, reported) for loop in names]
+            rows_of_case = [row(case, task, loop, found, reported) for loop in names]
+            rows += rows_of_case
+            print(*map(" | ".join, rows_of_case), sep="\n", file=sys.stderr)
             failed |= any(one.trouble for one in found.values())
             print(f"{task_name}, {case_name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         print(f"### {task.title}, batch of {task.batch_size}\n")
