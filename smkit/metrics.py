@@ -7,25 +7,19 @@ of loops, steps due or progress bars.
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smkit import contract
-from smkit.disk import put_in_place
 from smkit.errors import SmkitError
-from smkit.event_file import EventFile
-
-logger = logging.getLogger(__name__)
+from smkit.metric_files import MetricFiles
 
 
 class MetricLog:
@@ -48,16 +42,11 @@ class MetricLog:
         gather: Callable[[Any], Sequence[Any]] | None = None,
     ) -> None:
         self._jsonl_file = jsonl_file
-        self._tensorboard_dir = tensorboard_dir
         self._prints = prints
         self._gather = gather
         self._pending: dict[str, list[tuple[Tensor | float, float]]] = {}
         self._gathered_counts: dict[str, int] = {}
-        self._rows: TextIO | None = None
-        self._row_count = 0
-        self._events: EventFile | None = None
-        self._missing: dict[Path, int] = {}
-        self._first_step = 0
+        self._files = MetricFiles(jsonl_file, tensorboard_dir)
 
     @property
     def files(self) -> list[Path]:
@@ -128,27 +117,7 @@ class MetricLog:
             return
         if self._prints:
             self._print(contract.metric_lines(step, epoch, values))
-        row = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
-        if self._jsonl_file is not None and not self._is_written(self._jsonl_file, self._write_row, row):
-            _close(self._rows)
-            self._rows = None
-        directory = self._tensorboard_dir
-        if directory is not None and not self._is_written(directory, self._write_events, step, values):
-            _close(self._events)
-            self._events = None
-
-    def _is_written(self, place: Path, write: Callable[..., None], *record: Any) -> bool:
-        """Write a record; a disk that is full, or gone, costs the record and not the run, and is tried again."""
-        try:
-            write(place, *record)
-        except OSError as error:
-            if place not in self._missing:
-                logger.warning("metrics are not written to %s, until that can be done again: %s", place, error)
-            self._missing[place] = self._missing.get(place, 0) + 1
-            return False
-        if missing := self._missing.pop(place, 0):
-            logger.warning("metrics are written to %s again; %d records are missing there", place, missing)
-        return True
+        self._files.write({"step": step, "epoch": epoch, "time": round(time.time(), 3), **values})
 
     def _print(self, lines: Sequence[str]) -> None:
         # A reader that has gone away must not end the training; a process without stdout has None.
@@ -157,65 +126,24 @@ class MetricLog:
                 sys.stdout.write(line)
             sys.stdout.flush()
 
-    def _write_row(self, file: Path, row: Mapping[str, Any]) -> None:
-        if self._rows is None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            rows = _lines(file)
-            self._row_count = len(rows)
-            # A pipe in its place would wait for a reader; so it cannot be opened.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-            self._rows = os.fdopen(os.open(file, flags, 0o666), "a", encoding="utf-8", buffering=1)
-            if file.stat().st_size > (whole := sum(map(len, rows))):
-                # A row that a full disk has cut short would be the beginning of the next one.
-                os.truncate(file, whole)
-        self._rows.write(json.dumps(row) + "\n")
-        self._row_count += 1
-
-    def _write_events(self, directory: Path, step: int, record: Mapping[str, float]) -> None:
-        if self._events is None:
-            self._events = EventFile(directory)
-            if self._first_step:
-                # What a run that was killed wrote after its last checkpoint is written again.
-                self._events.start(self._first_step)
-        self._events.add(step, record)
-
     def state_dict(self) -> dict[str, Any]:
-        """Return what is noted and not yet written, and how many rows have been."""
+        """Return what is noted and not yet written, how many rows have been, and what is still on its way."""
         self.read()
-        return {"pending": {name: list(noted) for name, noted in self._pending.items()}, "rows": self._row_count}
+        return {"pending": {name: list(noted) for name, noted in self._pending.items()}, **self._files.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
         """Go on from `step`: what was noted then is noted again, and rows written after it are taken back."""
         self._pending = {name: [tuple(noted) for noted in values] for name, values in state["pending"].items()}
         self._gathered_counts = {name: len(noted) for name, noted in self._pending.items()}
-        self._first_step = step + 1
-        self.close()
-        try:
-            if self._jsonl_file is not None and self._jsonl_file.is_file():
-                self._take_back_rows(self._jsonl_file, state["rows"])
-        except OSError as error:
-            # Rows of the same steps would follow those that are still there.
-            logger.warning("metrics are not written to %s any more: %s", self._jsonl_file, error)
-            self._jsonl_file = None
-
-    def _take_back_rows(self, file: Path, count: int) -> None:
-        kept = _lines(file)[:count]
-        part = file.with_name(file.name + ".part")
-        part.unlink(missing_ok=True)
-        part.write_bytes(b"".join(kept))
-        put_in_place(part, file)
-        self._row_count = len(kept)
+        self._files.load_state_dict(state, step)
 
     def begin(self) -> None:
         """Begin at the first step: what a run that has left no checkpoint wrote is taken back."""
-        self.load_state_dict({"pending": {}, "rows": 0}, 0)
+        self.load_state_dict({"pending": {}}, 0)
 
     def close(self) -> None:
-        """Finish the files; the log can be written to again."""
-        events, rows = self._events, self._rows
-        self._events = self._rows = None
-        _close(events)
-        _close(rows)
+        """Finish the files, which takes a moment; the log can be written to again."""
+        self._files.close()
 
 
 def check_name(name: str) -> None:
@@ -271,17 +199,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise SmkitError(f"'{name}' is {value!r:.60}", where="log()", fix="log a number or a tensor of one") from error
-
-
-def _close(file: TextIO | EventFile | None) -> None:
-    """Close a file that could not be written to; what it holds back is lost."""
-    with contextlib.suppress(OSError):
-        if file is not None:
-            file.close()
-
-
-def _lines(file: Path) -> list[bytes]:
-    """Return the whole rows of a file; one that was cut short is none."""
-    if not file.is_file():
-        return []
-    return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

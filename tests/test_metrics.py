@@ -166,9 +166,11 @@ def test_rows_are_written_again_when_a_full_disk_has_room_again(
     try:
         log = smkit.MetricLog(disk / "metrics.jsonl", disk / "tensorboard", prints=False)
         log.write(1, 1, {"loss": 1.0})
+        log.close()
         (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))
         for step in range(2, 200):
             log.write(step, 1, {"loss": 1.0, "more": 0.1})
+        log.close()
         assert caplog.text.count("are not written to") == 2
         (disk / "filler").unlink()
         log.write(200, 1, {"loss": 2.0})
@@ -178,7 +180,29 @@ def test_rows_are_written_again_when_a_full_disk_has_room_again(
         assert rows == [*range(1, len(rows)), 200]
         assert len(rows) < 200
     finally:
+        log.close()
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_row_that_was_on_its_way_when_a_checkpoint_was_taken_is_made_up(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    os.mkfifo(file)
+    first = smkit.MetricLog(file, prints=False)
+    reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    # More than a pipe holds: the thread that writes waits, and what is handed over later is on its way.
+    for step in range(1, 900):
+        first.write(step, 1, {"note" * 50: 1.0})
+    state = first.state_dict()
+    os.close(reader)
+    first.close()
+    file.unlink()
+    file.write_text("{}\n" * state["rows"])
+    second = smkit.MetricLog(file, prints=False)
+    second.load_state_dict(state, 899)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 899
+    assert rows[-1]["step"] == 899
+    assert {} in rows
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.part"])
