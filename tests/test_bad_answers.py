@@ -116,9 +116,23 @@ def test_a_job_that_was_just_made_may_not_be_seen_yet(sagemaker: SageMaker, prox
     while watch.last_description == {}:
         assert next(looks) is None
     assert watch.last_description["TrainingJobStatus"] == "InProgress"
+    # Others see it in the list.
     plan(proxy, kind="404", times=1, actions="DescribeTrainingJob")
-    with pytest.raises(JobError, match="there is no job 'fresh'"):
-        jobs.describe("fresh")
+    with pytest.raises(OutOfReach, match="SageMaker has taken job 'fresh' and does not show it"):
+        SageMakerJobs(clients).describe("fresh")
+    with pytest.raises(JobError, match="there is no job 'frsh'") as caught:
+        SageMakerJobs(clients).describe("frsh")
+    assert caught.value.fix == "did you mean 'fresh'?"
+
+
+def test_a_stream_that_is_named_and_not_found_is_waited_for(sagemaker: SageMaker, proxy: str, clients: Clients) -> None:
+    start_job(sagemaker, "talking", "echo line")
+    sagemaker.all_lines("talking")
+    log = JobLog(Connection(clients), "talking", lambda: 1)
+    plan(proxy, kind="404", times=1, actions="GetLogEvents")
+    with pytest.raises(OutOfReach, match="CloudWatch does not find a stream that it has named"):
+        next(log)
+    assert next(log) == "line"
 
 
 # Lists

@@ -72,14 +72,7 @@ class SageMakerJobs:
         except JobError as error:
             if not _is_unknown(error):
                 raise
-            if name == self._just_made:
-                raise OutOfReach(
-                    f"SageMaker has taken job '{name}' and does not show it yet",
-                    where=error.where,
-                    fix="look again in a minute",
-                    patience_seconds=_SEEN_SECONDS,
-                ) from error
-            raise self._unknown(name) from error
+            raise self._unknown(name, error) from error
         self._just_made = None
         return {word: value for word, value in found.items() if word != "ResponseMetadata"}
 
@@ -193,10 +186,18 @@ class SageMakerJobs:
         """Return what AWS says an hour costs, of those types that it says it of."""
         return ask_prices(self._connection, {kind for kind, _ in instances(description)})
 
-    def _unknown(self, name: str) -> JobError:
-        near: Sequence[str] = ()
+    def _unknown(self, name: str, error: JobError) -> JobError:
+        names: list[str] = []
         with contextlib.suppress(JobError):
-            near = difflib.get_close_matches(name, [job["TrainingJobName"] for job in self.list_jobs(limit=100)])
+            names = [job["TrainingJobName"] for job in self.list_jobs(limit=100)]
+        if name in (*names, self._just_made):
+            return OutOfReach(
+                f"SageMaker has taken job '{name}' and does not show it",
+                where=error.where,
+                fix="look again in a minute",
+                patience_seconds=_SEEN_SECONDS,
+            )
+        near = difflib.get_close_matches(name, names)
         clients = self._connection.clients
         profile = f" of profile '{clients.profile_name}'" if clients.profile_name else ""
         return JobError(

@@ -31,6 +31,8 @@ _SMALL_PAGE = 1000
 """A page with news and fewer events than this is the stream's end for now; a full one has 10,000, or a megabyte."""
 _LAST_EVENTS = 300
 _EMPTY_PAGES = 500
+_FOUND_SECONDS = 60.0
+"""How long a stream that is named is waited for."""
 _CONSOLES = {
     "aws": "{region}.console.aws.amazon.com",
     "aws-cn": "console.amazonaws.cn",
@@ -113,7 +115,7 @@ class _Stream:
         seen: Counter[tuple[int, int]] = Counter()
         empty = 0
         while True:
-            page = connection.ask(f"log stream {self.name}", lambda clients: clients.logs.get_log_events(**request))
+            page = _events(connection, request)
             empty = _require_end(empty, page, request)
             has_news = False
             for found in page["events"]:
@@ -179,6 +181,26 @@ def last_words(connection: Connection, name: str, reason: str) -> list[str]:
     return min(ends, key=lambda end: end[0], default=(0.0, []))[1]
 
 
+def _events(connection: Connection, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a page of a stream.
+
+    Raises:
+        OutOfReach: CloudWatch names a stream and does not find it.
+    """
+    doing = f"log stream {request['logStreamName']}"
+    try:
+        return connection.ask(doing, lambda clients: clients.logs.get_log_events(**request))
+    except JobError as error:
+        if error_code(error) != "ResourceNotFoundException":
+            raise
+        raise OutOfReach(
+            "CloudWatch does not find a stream that it has named",
+            where=doing,
+            fix="look again in a minute; somebody may have deleted it",
+            patience_seconds=_FOUND_SECONDS,
+        ) from error
+
+
 def _require_end(empty: int, page: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     """Return how many pages in a row have been empty, which any may be in the middle.
 
@@ -197,10 +219,9 @@ def _require_end(empty: int, page: Mapping[str, Any], request: Mapping[str, Any]
 
 
 def _last_page(connection: Connection, request: dict[str, Any]) -> list[dict[str, Any]]:
-    doing = f"log stream {request['logStreamName']}"
     empty = 0
     while True:
-        page = connection.ask(doing, lambda clients: clients.logs.get_log_events(**request))
+        page = _events(connection, request)
         empty = _require_end(empty, page, request)
         if page["events"] or page["nextBackwardToken"] == request.get("nextToken"):
             return list(page["events"])
