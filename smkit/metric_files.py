@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from smkit.disk import put_in_place
+from smkit.disk import put_in_place, sync_file
 from smkit.event_file import EventFile
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,9 @@ class MetricFiles:
         rows, events, self._rows, self._events = self._rows, self._events, None, None
         _close(rows)
         _close(events)
+        if rows is not None and self._jsonl_file is not None:
+            with contextlib.suppress(OSError):
+                sync_file(self._jsonl_file)
 
     def _write(self, record: Record) -> None:
         is_row = self._jsonl_file is not None and self._is_written(self._jsonl_file, self._write_row, record)

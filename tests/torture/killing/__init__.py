@@ -347,7 +347,8 @@ class _OnPeer:
 
     def _judge(self, name: str, order: Order, committed: int, note: str) -> None:
         end = self._subject.start(Order(**vars(order) | {"notes": order.notes.with_name("notes-2")})).end()
-        began, outcome = end.notes.began, Outcome.SURVIVED
+        # One that was done trains no step; then its end tells where it was.
+        began, outcome = end.notes.began or end.notes.ended, Outcome.SURVIVED
         if end.status != 0 or began is None:
             outcome = Outcome.LOST
             last = end.text.strip().splitlines()[-1:] or [""]

@@ -167,7 +167,8 @@ class _OnPeer:
         order = self._order("cut")
         put(left, order.folder.parent)
         end = self._subject.start(order).end()
-        began, outcome = end.notes.began, Outcome.SURVIVED
+        # One that was done trains no step; then its end tells where it was.
+        began, outcome = end.notes.began or end.notes.ended, Outcome.SURVIVED
         if end.status != 0 or began is None:
             outcome = Outcome.LOST
             last = end.text.strip().splitlines()[-1:] or [""]
