@@ -7,6 +7,8 @@ nox -s data_benchmarks   measure reading data beside the peers (long; prints tab
 nox -s interop           start one script by smkit and by both SageMaker SDKs, to the same model
 nox -s torture           attack smkit and its peers, group by group, and count what was lost (hours; prints tables)
 nox -s launch_benchmarks measure submitting and its weight beside both SDKs (long; prints tables)
+nox -s lock              resolve anew what the sessions of CI install, with hashes, into tests/locks
+nox -s audit             look for known vulnerabilities in what the locks name
 """
 
 import os
@@ -34,11 +36,66 @@ if _versions:
     os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(filter(None, [*_default, *_versions])))
 
 
-def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = ()) -> None:
-    """Install smkit with these extras and dependency groups; the constraints keep torch to its CPU build."""
+def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = (), lock: str = "") -> None:
+    """Install smkit with these extras and dependency groups; the constraints keep torch to its CPU build.
+
+    With a lock, all comes as the lock has it, byte by byte, what builds it included; but torch, of which each machine
+    has its own build.
+    """
     packages = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
     project = f".[{','.join(extras)}]" if extras else "."
-    session.install("-q", "-c", CONSTRAINTS, project, *packages)
+    if not lock:
+        session.install("-q", "-c", CONSTRAINTS, project, *packages)
+        return
+    # No build in an environment of its own, for pip would fill that with whatever is newest.
+    for name in ("build", lock):
+        session.install("-q", "--require-hashes", "--no-deps", "--no-build-isolation", "-r", f"tests/locks/{name}.txt")
+    if "train" in extras:
+        session.install("-q", "-c", CONSTRAINTS, "torch")
+    session.install("-q", "--no-deps", "--no-build-isolation", ".")
+    session.run("python", "-m", "pip", "check", silent=True)
+
+
+LOCKS = {
+    "build": (),
+    "lint": ("lint",),
+    "portable": ("test",),
+    "tests": ("test", "aws", "examples", "types"),
+    "minimums": ("test", "aws", "examples"),
+}
+"""The groups of each lock; `tests` and `minimums` have all extras besides."""
+BUILDING = ("hatchling>=1.25", "setuptools>=68", "wheel>=0.43")
+
+
+@nox.session(python="3.11")
+def lock(session: nox.Session) -> None:
+    """Resolve anew; those with torch for CI's kind of machine, all others for every one."""
+    session.install("-q", "uv")
+    requirements = Path(session.create_tmp()) / "requirements.in"
+    for name, groups in LOCKS.items():
+        packages = nox.project.dependency_groups(PROJECT, *groups) if groups else BUILDING
+        requirements.write_text("\n".join(packages))
+        command = ["uv", "pip", "compile", "-q", "--generate-hashes", "--no-annotate", "--no-header", "-c", CONSTRAINTS]
+        inputs = [str(requirements)]
+        if name in ("tests", "minimums"):
+            inputs += ["pyproject.toml", "--extra", "train", "--extra", "launch", "--extra", "local", "--extra"]
+            inputs += ["tabular", "--python-platform", "x86_64-manylinux_2_28", "--no-emit-package", "torch"]
+            inputs += ["--python-version", "3.11", "--no-emit-find-links"]
+            # With a build of torch for CPUs there, CUDA's packages stay out of the lock.
+            inputs += ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
+            inputs += ["-c", "tests/minimums.txt"] if name == "minimums" else []
+        else:
+            inputs += ["--universal", "--python-version", "3.10", *(["pyproject.toml"] if name == "portable" else [])]
+        session.run(*command, *inputs, "-o", f"tests/locks/{name}.txt")
+
+
+@nox.session(python="3.11")
+def audit(session: nox.Session) -> None:
+    """Ask PyPI for known vulnerabilities of all that the locks name."""
+    session.install("-q", "pip-audit")
+    for name in LOCKS:
+        if name != "minimums":
+            session.run("pip-audit", "--disable-pip", "--require-hashes", "-r", f"tests/locks/{name}.txt")
 
 
 @nox.session(python="3.11")
@@ -49,35 +106,34 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
-    install(session, "train", "launch", "local", "tabular", groups=("test", "aws", "examples"))
+    install(session, "train", "launch", "local", "tabular", lock="tests")
     session.run(*PYTEST, "--cov", "--cov-report=term", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python=["3.10", "3.12", "3.13"])
 def portable(session: nox.Session) -> None:
     """Run what needs no torch: settings, context, launching."""
-    install(session, groups=("test",))
+    install(session, lock="portable")
     session.run(*PYTEST, "-m", "not train and not toolkit and not aws", *session.posargs)
 
 
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
     """Run the tests that depend on it on the oldest version of each dependency that pyproject.toml promises."""
-    groups = nox.project.dependency_groups(PROJECT, "test", "aws", "examples")
-    session.install("-q", "-c", CONSTRAINTS, "-c", "tests/minimums.txt", ".[train,launch,local,tabular]", *groups)
+    install(session, "train", "launch", "local", "tabular", lock="minimums")
     session.run(*PYTEST, "-m", "not toolkit and not endurance", "-q", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    session.install("-q", *nox.project.dependency_groups(PROJECT, "lint"))
+    session.install("-q", "--require-hashes", "--no-deps", "-r", "tests/locks/lint.txt")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    install(session, "train", "launch", "tabular", groups=("types", "examples"))
+    install(session, "train", "launch", "tabular", lock="tests")
     session.run("mypy")
     session.run("mypy", "tests/typing")
     for settings in sorted(Path("examples").glob("*/settings.py")):
