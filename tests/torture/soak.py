@@ -157,7 +157,7 @@ class Soak:
         said = text.read_text(errors="replace")
         gone_on = re.search(r"goes on after step ([0-9,]+)", said)
         # While it still imports its libraries, a process dies of a signal as any other does.
-        allowed = (STATUSES[end], *([] if "hyperparameter" in said else [-end]))
+        allowed = (STATUSES[end], *([] if "  hyperparameter  " in said else [-end]))
         problems = [] if status in allowed else [f"{end.name} after {seconds:.2f} s, status {status}: {said}"]
         if gone_on and int(gone_on[1].replace(",", "")) < before:
             problems.append(f"step {before} was committed, and it {gone_on[0]}")
