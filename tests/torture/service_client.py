@@ -1,8 +1,8 @@
 """A process that does with smkit, or with boto3 alone, what it is told: `python -m torture.service_client SPEED`.
 
 Each line of standard input is one thing to do, each line of standard output what came of it: it was done, it was
-refused with an error of the subject's own, or it broke. Waiting is quicker here than it says: time-outs, pauses and the
-clock that they are measured by run `SPEED` times as fast, so that a minute of patience is seconds. It knows no fault.
+refused with an error of the subject's own, or it broke. Waiting is quicker here than it says: pauses, and the clock
+that they are measured by, run `SPEED` times as fast, and time-outs up to five times. It knows no fault.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+_TIME_OUT_SPEED = 5.0
 PART_BYTES = 5 * 1024 * 1024
 """S3's smallest part, so that a file of a few megabytes goes up in several."""
 
@@ -28,8 +29,8 @@ def main() -> None:
     """Do one thing after the other, until standard input ends."""
     told = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints is no answer
-    # Who starts this in the background of a shell has Ctrl-C ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ctrl-C is meant for what is being done, also where a shell that starts this in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     speed = float(sys.argv[1])
     _hurry(speed)
     print("ready", file=told, flush=True)
@@ -50,7 +51,10 @@ def _hurry(speed: float) -> None:
         Clock.current_time = lambda _: real_monotonic() * speed
         time.sleep = lambda seconds: real_sleep(seconds / speed)
         time.monotonic = lambda: real_monotonic() * speed
-        times = dataclasses.replace(aws.TimeOuts(), connect=5 / speed, read=20 / speed)
+        real = aws.TimeOuts()
+        # A machine that is busy takes its time itself.
+        slower = min(speed, _TIME_OUT_SPEED)
+        times = dataclasses.replace(real, connect=real.connect / slower, read=real.read / slower)
         aws.TimeOuts = functools.partial(dataclasses.replace, times)  # type: ignore[misc, assignment]
 
 
@@ -60,6 +64,7 @@ def _came_of(order: dict[str, Any]) -> dict[str, Any]:
     # An error of the subject's own is an answer, whatever it says.
     own = ("boto3", "botocore", "s3transfer") if order["do"].startswith("boto3") else ("smkit.errors", "smkit.watching")
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.redirect_stderr(said):
             came: dict[str, Any] = {"done": DEEDS[order.pop("do")](**order)}
     except BaseException as error:
@@ -67,6 +72,7 @@ def _came_of(order: dict[str, Any]) -> dict[str, Any]:
             came = {"refused": str(error), "kind": type(error).__name__}
         else:
             came = {"broke": traceback.format_exc()}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return came | {"said": said.getvalue(), "seconds": round(time.perf_counter() - began, 2)}
 
 
