@@ -33,15 +33,17 @@ class Settings(smkit.Hyperparameters):
 
 
 class NotedStore(CheckpointStore):
-    """It notes when a save begins, and at once when the store says of a step that it is saved."""
+    """It notes when a save begins, the one before being done, and at once when the store says that a step is saved."""
 
     notes: Notes
 
     def save(self, step: int, *arguments: Any, **more: Any) -> Any:
+        self.wait()
         self.notes.saving(step)
         return super().save(step, *arguments, **more)
 
     def start(self, step: int, *arguments: Any, **more: Any) -> float:
+        self.wait()
         self.notes.saving(step)
         return super().start(step, *arguments, **more)
 
