@@ -59,6 +59,7 @@ def test_it_starts_from_the_first_weights_and_follows_by_the_formula() -> None:
         torch.testing.assert_close(value.double(), expected[name])
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_an_update_is_one_call_for_all_weights_of_a_kind_and_reads_nothing_back() -> None:
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))
     average = WeightAverage(model, decay=0.9)

@@ -269,7 +269,7 @@ def test_a_part_in_evaluation_mode_stays_so_and_a_cache_made_in_validation_can_b
 
         def forward(self, inputs: Tensor) -> Tensor:
             if self.factor is None:
-                self.factor = torch.full((1,), 2.0, dtype=torch.float64)
+                self.factor = torch.full((1,), 2.0, dtype=torch.float64, device=inputs.device)
             return self.inner(inputs) * self.factor  # type: ignore[no-any-return]
 
     class Watching(LineTrainer):

@@ -326,6 +326,7 @@ def test_a_fused_momentum_that_cannot_begin_with_nothing_is_refused():
     step_with_gradient(Placement(CPU, "fp32"), optimizer, parameter, 1.0, None)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_whether_a_step_was_skipped_costs_no_read_from_the_device_beyond_torchs_own():
     def reads(step):
         with torch.profiler.profile() as profile:
