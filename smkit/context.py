@@ -117,6 +117,7 @@ class TrainingContext(PlatformFacts, Generic[HP]):
         platform = Platform(dict(os.environ if env is None else env), program)
         words = sys.argv[1:] if argv is None else argv
         try:
+            _refuse_import_by_a_worker(program)
             values, hp, origins = _read(platform, settings, words, overrides or {})
             if not platform.is_sagemaker:
                 _make_folders(values["model_dir"], values["output_data_dir"])
@@ -295,6 +296,18 @@ def _forget(values: dict[str, Any], name: str) -> None:
         values.pop(parent, None)
     elif isinstance(values.get(parent), dict):
         _forget(values[parent], rest)
+
+
+def _refuse_import_by_a_worker(program: str) -> None:
+    """Refuse to begin a run while multiprocessing imports the script, to find in it what a worker process needs."""
+    process = sys.modules.get("multiprocessing.process")
+    # multiprocessing knows it by this attribute itself, and refuses only later, when the worker starts workers.
+    if process is not None and getattr(process.current_process(), "_inheriting", False):
+        raise ConfigurationError(
+            "a worker process imports this script, and the script begins to train when it is imported",
+            where=program,
+            fix='begin it below `if __name__ == "__main__":` at the end of the script',
+        )
 
 
 def _make_folders(*folders: Path) -> None:

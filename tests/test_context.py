@@ -516,6 +516,26 @@ def test_in_a_job_the_same_text_is_in_the_failure_file(here: Path) -> None:
     assert end.startswith("  where: train.py\n  fix:   correct what is named above")
 
 
+UNGUARDED = """
+import multiprocessing, smkit
+context = smkit.TrainingContext.load(smkit.Hyperparameters)
+process = multiprocessing.get_context("spawn").Process(target=print)
+process.start()
+process.join()
+print("worker:", process.exitcode)
+"""
+
+
+def test_a_script_that_begins_when_a_worker_process_imports_it_is_told_what_to_do(here: Path) -> None:
+    (here / "unguarded.py").write_text(UNGUARDED)
+    command = [sys.executable, "unguarded.py", "--run-dir", "run"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+    done = subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, check=False, timeout=280)
+    assert done.stdout == "worker: 2\n"
+    assert "a worker process imports this script, and the script begins to train when it is imported" in done.stderr
+    assert 'fix:   begin it below `if __name__ == "__main__":`' in done.stderr
+
+
 def test_a_right_job_trains(here: Path) -> None:
     runtimes.write_config(here, hyperparameters={"epochs": "7"})
     started = runtimes.toolkit(here, {"epochs": "7"})
