@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smkit.disk import make_directory, sync_above, sync_file
+from smkit.disk import make_directory, sync_above, sync_directory, sync_file
 from smkit.distributed import Ranks, require_first
 from smkit.errors import CheckpointError, ConfigurationError
 from smkit.manifest import Entries, commit, is_committed, remove, write_files
@@ -178,7 +178,12 @@ class CheckpointStore:
         """
         found, problem = self._read_all()
         required = any(is_committed(one.directory) and not one.never_arrived() for one in found)
-        return self._first_whole(found, required=required, problem=problem)
+        checkpoint = self._first_whole(found, required=required, problem=problem)
+        if checkpoint is not None and self._ranks.is_first:
+            # The process that wrote it may not have lived until its last name was on the disk.
+            with contextlib.suppress(OSError):
+                sync_directory(checkpoint.directory)
+        return checkpoint
 
     def best(self) -> Checkpoint | None:
         """Return the whole checkpoint with the highest score (of equal ones the newest), None if none has a score.

@@ -802,6 +802,16 @@ def test_each_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeyp
     assert seen[-2][1] == ["state.json", "tensors.safetensors"]
 
 
+def test_what_a_run_goes_on_from_is_on_the_disk_whoever_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, seen = filled(tmp_path, 1, 2), []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append(Path(f"/proc/self/fd/{file}").readlink()))
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    assert seen == [checkpoint.directory]
+
+
 # The disk refuses
 
 
