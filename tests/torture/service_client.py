@@ -69,7 +69,7 @@ def _came_of(order: dict[str, Any]) -> dict[str, Any]:
             came: dict[str, Any] = {"done": DEEDS[order.pop("do")](**order)}
     except BaseException as error:
         if type(error).__module__.startswith(own):
-            came = {"refused": str(error), "kind": type(error).__name__}
+            came = {"refused": str(error), "class": type(error).__name__}
         else:
             came = {"broke": traceback.format_exc()}
     signal.signal(signal.SIGINT, signal.SIG_IGN)

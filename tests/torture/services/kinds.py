@@ -31,4 +31,4 @@ def note_round(world: World, kind: str, place: str, outcome: Outcome, note: str,
     """Write down what happened in a round, for whoever looks into one."""
     with (world.folder / "rounds.jsonl").open("a") as file:
         row = {"kind": kind, "place": place, "outcome": outcome.value, "note": note}
-        file.write(json.dumps(row | {name: str(value)[:2000] for name, value in came.items()}) + "\n")
+        file.write(json.dumps({name: str(value)[:2000] for name, value in came.items()} | row) + "\n")
