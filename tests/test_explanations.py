@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,3 +95,12 @@ def test_a_process_whose_gpu_is_lost_ends_with_its_status_whatever_would_be_tidi
 )
 def test_what_says_it_itself_is_left_alone(error: Exception) -> None:
     assert explained(error) is None
+
+
+def test_a_failed_assertion_is_the_compilers_only_where_it_stands_in_the_compiler() -> None:
+    for module, is_the_compilers in (("torch._dynamo.symbolic_convert", True), ("model", False)):
+        namespace: dict[str, Any] = {"__name__": module}
+        exec("def fail():\n    raise AssertionError", namespace)
+        with pytest.raises(AssertionError) as caught:
+            namespace["fail"]()
+        assert (explained(caught.value) is not None) == is_the_compilers
