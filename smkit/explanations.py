@@ -14,6 +14,7 @@ from smkit.compilation import compiler_failure
 from smkit.errors import SmkitError
 
 _FULL = re.compile(r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+_NO_CLASS = re.compile(r"Target (-?\d+) is out of bounds")
 _GO_ON = "start again with the same folders to go on from the last checkpoint"
 
 
@@ -43,6 +44,13 @@ def explained(error: Exception) -> SmkitError | None:
             f"torch.compile failed in the backward pass ({failure})",
             where="the compiled model",
             fix="train without --compile",
+        )
+    if isinstance(error, IndexError) and (label := _NO_CLASS.match(str(error))):
+        return SmkitError(
+            f"a label is {label[1]}, and the model has no output of that number: its classes are numbered from 0",
+            where=report.own_line(error) or "the training",
+            fix="look for a label that is negative, or not below the number of the model's outputs; names of classes "
+            "in place of numbers are numbered by smkit",
         )
     if not isinstance(error, RuntimeError):
         return None

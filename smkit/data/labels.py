@@ -82,7 +82,9 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
 
 
-def _refusal(what: str, where: str) -> DataError:
+def _refusal(what: str, where: str, fix: str | None = None) -> DataError:
+    if fix is not None:
+        return DataError(what, where=where, fix=fix)
     fix = f"keep either class folders with nothing but images, or images and one table, {' or '.join(TABLES)}"
     return DataError(what, where=where, fix=f"{fix}; or read the files in `build_dataset`")
 
@@ -101,7 +103,7 @@ def _labels_of_table(table: Path, images: set[str], where: str) -> tuple[list[st
     try:
         rows = list(_csv_rows(table) if table.suffix == ".csv" else _json_rows(table))
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise _refusal(f"{table.name} cannot be read: {error}", where) from error
+        raise _refusal(f"{table.name} cannot be read: {error}", where, _mend(table)) from error
     names = [name for name, _ in rows]
     labels = [label for _, label in rows]
     listed = set(names)
@@ -116,7 +118,11 @@ def _labels_of_table(table: Path, images: set[str], where: str) -> tuple[list[st
     try:
         return names, _labels(labels, names)
     except ValueError as error:
-        raise _refusal(f"{table.name} has {error}", where) from error
+        raise _refusal(f"{table.name} has {error}", where, _mend(table)) from error
+
+
+def _mend(table: Path) -> str:
+    return f"mend {table.name}: a row for each image, with whole numbers as labels, or with names alone"
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, str]]:
