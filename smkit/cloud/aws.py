@@ -40,7 +40,7 @@ class TimeOuts:
     """Seconds until silence counts as a failure, and how often to ask a busy service, and a silent one."""
 
     connect: float = 5.0
-    read: float = 18.0
+    read: float = 17.0
     attempts: int = ATTEMPTS
     silent_attempts: int = SILENT_ATTEMPTS
 
