@@ -114,6 +114,7 @@ def _parser() -> tuple[_Parser, Sequence[str]]:
     _add_commands_on_a_job(commands)
     _add_images(commands)
     _add_doctor(commands)
+    _add_policy(commands)
     return parser, list(commands.choices)
 
 
@@ -194,4 +195,18 @@ def _add_doctor(commands: Any) -> None:
     parser.add_argument("--instance-type", metavar="TYPE", help="check the quota and the image of this type, too")
     parser.add_argument("--role", metavar="ROLE", help="the role that jobs act as: an ARN or a name")
     parser.add_argument("--bucket", metavar="BUCKET", help="the bucket for source, data and results")
+    _add_account(parser)
+
+
+def _add_policy(commands: Any) -> None:
+    from smkit.cloud.policies import NAMES
+    from smkit.commands import account
+
+    parser = _add_command(commands, "policy", account.show_policy, "show an IAM policy of least privilege, filled in")
+    about = "; ".join(f"{name}: {who}" for name, who in NAMES.items())
+    parser.add_argument("policy", metavar="POLICY", choices=NAMES, help=about)
+    parser.add_argument("--role", metavar="ROLE", help="the role that jobs act as: an ARN or a name")
+    parser.add_argument("--bucket", metavar="BUCKET", help="the bucket for source, data and results")
+    parser.add_argument("--input", metavar="URI", action="append", default=[], help="s3:// address of a channel")
+    parser.add_argument("--secret", metavar="REFERENCE", action="append", default=[], help="a secret that jobs read")
     _add_account(parser)

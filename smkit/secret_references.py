@@ -41,6 +41,17 @@ def is_misspelled(text: str) -> bool:
     return _PREFIX.match(text) is not None and not is_reference(text)
 
 
+def resource_of(text: str, *, partition: str, region: str, account: str) -> str | None:
+    """Return the ARN of what a reference names, for a policy; None if it is no reference."""
+    reference = _match(text)
+    if reference is None:
+        return None
+    service, name = text.partition(":")[0], reference["name"]
+    # Secrets Manager adds six characters to the name in an ARN.
+    resource = f"parameter/{name.lstrip('/')}" if service == "ssm" else f"secret:{name}-??????"
+    return name if name.startswith("arn:") else f"arn:{partition}:{service}:{region}:{account}:{resource}"
+
+
 def _match(text: str) -> re.Match[str] | None:
     return _SECRET.fullmatch(text) or _PARAMETER.fullmatch(text)
 
@@ -152,9 +163,7 @@ def _refused(service: str, name: str, details: Mapping[str, Any], region: str) -
     action = "ssm:GetParameter" if service == "ssm" else "secretsmanager:GetSecretValue"
     caller = re.search(r"arn:([\w-]+):\w+::(\d{12}):[\w-]+/([\w+=,.@/-]+)", message)
     partition, account, who = caller.groups() if caller else ("aws", "*", "")
-    # Secrets Manager adds six characters to the name in an ARN.
-    resource = f"parameter/{name.lstrip('/')}" if service == "ssm" else f"secret:{name}-??????"
-    arn = name if name.startswith("arn:") else f"arn:{partition}:{service}:{region}:{account}:{resource}"
+    arn = resource_of(f"{service}:{name}", partition=partition, region=region, account=account)
     role = f"the role {who.partition('/')[0]}" if who else "the job's role"
     raise _error(service, name, "may not be read", f"allow {action} on {arn} to {role}")
 

@@ -1,12 +1,17 @@
-"""Commands about what jobs run in: the table of images, and the doctor's findings."""
+"""Commands about what jobs run in: the table of images, the doctor's findings, policies for IAM."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 
 from smkit.cloud import images
+from smkit.cloud.aws import connect
 from smkit.cloud.doctor import Check, Wishes, diagnose
+from smkit.cloud.policies import Place, policy
+from smkit.cloud.role import account_of, find_role
+from smkit.cloud.storage import default_bucket
 from smkit.commands import screens
 
 
@@ -48,3 +53,21 @@ def _shown(checks: Iterable[Check]) -> Iterable[Check]:
     for check in checks:
         screens.write(screens.finding(_MARKS[check.state], check.subject, check.finding, check.fix))
         yield check
+
+
+def show_policy(arguments: argparse.Namespace) -> int:
+    """Show a policy of least privilege, filled in for this account, bucket and role."""
+    clients = connect(profile_name=arguments.profile_name, region=arguments.region)
+    role, _ = find_role(arguments.role, clients, environ=os.environ)
+    known = clients.with_account(account_of(role))
+    place = Place(
+        partition=clients.partition,
+        region=clients.region,
+        account=known.account,
+        bucket=arguments.bucket or default_bucket(known),
+        role=role.partition(":role/")[2],
+        inputs=arguments.input,
+        secrets=arguments.secret,
+    )
+    screens.write_json(policy(arguments.policy, place))
+    return 0
