@@ -47,6 +47,7 @@ class Order:
     every_seconds: float = 0.0
     settings: tuple[str, ...] = ()
     disk: str = ""
+    faulty_rank: int | None = None
     world_size: int = 1
     workers: int = 0
     clock: float = 0.0

@@ -47,6 +47,7 @@ class Order:
         every_seconds: Between two saves of smkit; the peers save after each step.
         settings: More words for smkit's command line.
         disk: Orders for `faulty_disk.c`, obeyed from the start of the training; empty: none.
+        faulty_rank: The one rank that obeys them; None: all do.
         rank: Of this process.
         world_size: How many processes there are; more than one for smkit alone.
         workers: Processes that load the data, where a framework has such.
@@ -63,6 +64,7 @@ class Order:
     every_seconds: float = 0.0
     settings: tuple[str, ...] = ()
     disk: str = ""
+    faulty_rank: int | None = None
     rank: int = 0
     world_size: int = 1
     workers: int = 0
@@ -161,7 +163,7 @@ class Notes:
 
     def watch_disk(self) -> None:
         """Let the faulty disk, if this process has one and is to, obey from now on."""
-        if self.order.disk:
+        if self.order.disk and self.order.faulty_rank in (None, self.order.rank):
             if not self._is_watched:
                 raise RuntimeError("this process has no faulty disk: LD_PRELOAD it")
             self._disk.faulty_disk_obey(self.order.disk.encode())
