@@ -71,6 +71,8 @@ _FLAG = _Type("True or False", lambda value: isinstance(value, bool))
 _TEXTS = _Type("a list of texts", _is_list_of_texts)
 _MAPPING = _Type("a dict with texts for names", _is_mapping, is_shown=False)
 
+_PLAIN = _Type("a single value", lambda value: not isinstance(value, (Mapping, list, tuple)), is_shown=False)
+"""What else is wrong with it is said better where its bounds are known; a container could hold itself."""
 _CHANNELS = _Type("a dict from the names of channels to their data", lambda value: isinstance(value, Mapping))
 _REQUEST = _MAPPING._replace(holds=lambda value: _is_mapping(value) and _is_finite(value))
 
@@ -97,7 +99,11 @@ _TYPES: Mapping[str, tuple[_Type, object]] = {
     "image_uri": (_or_none(_TEXT), None),
     "framework_version": (_or_none(_TEXT), None),
     "py_version": (_or_none(_TEXT), None),
+    "spot": (_PLAIN, False),
+    "max_hours": (_PLAIN, 24.0),
     "checkpoint_uri": (_or_none(_TEXT), None),
+    "keep_alive_minutes": (_PLAIN, 0),
+    "retries": (_PLAIN, 0),
     "graceful_stop": (_FLAG, False),
     "metrics": (_TEXTS, ()),
     "tags": (_MAPPING, {}),

@@ -122,6 +122,7 @@ ENDLESS["VpcConfig"] = {"Subnets": [ENDLESS]}
         ({"hyperparameters": []}, "hyperparameters: is of type list, and an instance of a settings class, or a dict,"),
         ({"tags": ()}, "tags: is of type tuple, and a dict with texts for names belongs here"),
         ({"request": ENDLESS}, "request: contains itself, or is nested more than 50 deep"),
+        ({"spot": ENDLESS}, "spot: is of type dict, and a single value belongs here"),
         (
             {"source_dir": "s3://b/x"},
             "source_dir 's3://b/x': a path on this machine belongs here; 'aws s3 sync' copies",

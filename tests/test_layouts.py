@@ -343,6 +343,9 @@ def test_first_rows_that_cannot_be_read_are_told_apart(content, advice, channel,
 
 
 def test_zeros_that_a_lost_download_leaves_are_no_text(channel, cache):
+    (channel.path / "a.csv").write_bytes(b"label,\0\0\0\0\0,2\n1,2\n")
+    with pytest.raises(DataError, match=r"the first rows of a\.csv hold a NUL character"):
+        open_dataset(channel, cache_dir=cache)
     (channel.path / "a.csv").write_bytes(b"label,x\n1,2\ncat\0\0\0,3\n")
     with pytest.raises(DataError, match=r"a\.csv, line 3: there is a NUL character"):
         open_dataset(channel, cache_dir=cache)

@@ -22,6 +22,7 @@ MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_HEAD = 64
+_ARRIVED = "check that the file has arrived whole"
 _OTHER_DELIMITERS = "\t;|"
 
 
@@ -98,7 +99,7 @@ class Delimited(Format):
         if (place := data.find(b"\0")) >= 0:
             # A disk that lost power and a download that was cut leave zeros.
             row = data.count(b"\n", 0, place)
-            raise self.wrong(block, row, "there is a NUL character", "check that the file has arrived whole")
+            raise self.wrong(block, row, "there is a NUL character", _ARRIVED)
         has_quotes = b'"' in data
         if has_quotes and not self._quoted[block.file]:
             self._check_quotes(block.file)
@@ -142,6 +143,10 @@ class Delimited(Format):
             lines += 1
             if head.count(b'"', begin, end) % 2 == 0 or end == len(head):
                 break
+        if b"\0" in head[begin:end]:
+            raise DataError(
+                f"the first rows of {self.files[file]} hold a NUL character", where=self.where, fix=_ARRIVED
+            )
         try:
             text = head[begin:end].decode().rstrip("\r\n")
             cells = (

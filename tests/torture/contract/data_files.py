@@ -202,7 +202,7 @@ def _typed(cells: Sequence[str]) -> list[Any]:
     stripped = [cell.strip(" \t") for cell in cells]
     if all(re.fullmatch(r"[+-]?[0-9]{1,18}", cell) for cell in stripped):
         return [int(cell) for cell in stripped]
-    numbers = [math.nan if cell in MISSING else _number(cell) for cell in stripped]
+    numbers = [math.nan if cell in MISSING else _number(text) for cell, text in zip(cells, stripped, strict=True)]
     return list(cells) if None in numbers else numbers
 
 
