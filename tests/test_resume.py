@@ -1,19 +1,15 @@
 """A run that is killed, stopped or damaged ends with the weights of one that was left alone, bit for bit."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from patience import SECONDS, patient_with
-
-from smkit import contract
 
 pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
@@ -54,11 +50,14 @@ def newest_checkpoint(run_dir: Path) -> Path:
     return max((run_dir / "checkpoints").iterdir(), key=lambda path: path.name)
 
 
-def test_killed_twenty_times_it_ends_with_the_same_weights(digits: Path, left_alone: Path, tmp_path: Path) -> None:
-    result = rounds(digits, tmp_path, kills=20, seconds=0.15, seed=11)
+def test_an_example_that_is_killed_six_times_ends_with_the_same_weights(
+    digits: Path, left_alone: Path, tmp_path: Path
+) -> None:
+    # `tests/torture/killing` does it more often, and to a training of which every value is known.
+    result = rounds(digits, tmp_path, kills=6, seconds=0.15, seed=11)
     assert result["status"] == 0, result["stderr"]
-    assert result["killed"] == 20
-    assert result["resumed"] >= 5
+    assert result["killed"] == 6
+    assert result["resumed"] >= 1
     for run_dir in tmp_path.iterdir():
         assert weights(run_dir) == weights(left_alone)
         assert rows(run_dir) == rows(left_alone)
@@ -69,22 +68,6 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "output" / "data" / "metrics.jsonl").read_text().splitlines()
     timed = ("time", "train/samples_per_second", "train/data_wait_percent", "train/eta_seconds")
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors"])
-def test_one_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(
-    name: str, digits: Path, left_alone: Path, half_done: Path
-) -> None:
-    damaged = newest_checkpoint(half_done) / name
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 0b100
-    damaged.write_bytes(content)
-    result = rounds(digits, half_done.parent)
-    assert result["status"] == 0, result["stderr"]
-    assert str(damaged.parent.name) in result["stderr"]
-    assert name in result["stderr"]
-    assert "goes on after step" in result["stderr"]
-    assert weights(half_done) == weights(left_alone)
 
 
 def test_when_all_checkpoints_are_damaged_it_does_not_start_anew(digits: Path, half_done: Path) -> None:
@@ -122,33 +105,3 @@ def test_asked_to_stop_it_saves_the_step_and_leaves_with_a_status_that_is_no_suc
     manifest = json.loads((newest_checkpoint(tmp_path / "run") / "manifest.json").read_text())
     assert f"step {manifest['step']} is saved" in text
     assert not any((tmp_path / "run/model").iterdir())
-
-
-def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_last_good_checkpoint(
-    digits: Path, left_alone: Path, tmp_path: Path
-) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
-    try:
-        run_dir = tmp_path / "0"
-        run_dir.mkdir()
-        (run_dir / "checkpoints").symlink_to(small)
-        result = rounds(digits, tmp_path)
-        assert result["status"] == 1
-        failure = (run_dir / "output/failure").read_text()
-        assert "free" in failure
-        assert str(small) in failure or "checkpoints" in failure
-        assert len(failure) <= contract.MAX_FAILURE_CHARACTERS
-        kept = list(small.iterdir())
-        assert kept
-        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        again = rounds(digits, tmp_path)
-        assert again["status"] == 0, again["stderr"]
-        assert "goes on after step" in again["stderr"]
-        assert weights(run_dir) == weights(left_alone)
-    finally:
-        time.sleep(0.1)
-        subprocess.run(["umount", str(small)], check=True)
