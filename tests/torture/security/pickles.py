@@ -153,7 +153,7 @@ def _checkpoint_files(folder: Path) -> _Places:
             shutil.copytree(folder / "made", place)
             try:
                 (place / file).write_bytes(content)
-                found = smkit.CheckpointStore(place).load_latest()
+                found = smkit.CheckpointStore(place).latest()
                 assert found is not None
                 assert torch.equal(found.state["model"]["w"], tensor), "something else than the older checkpoint"
             finally:
@@ -170,7 +170,9 @@ def _data_files(folder: Path) -> _Places:
             place.mkdir(parents=True)
             try:
                 (place / f"a.{ending}").write_bytes(content)
-                for batch in smkit.make_loader(smkit.open_dataset(place), batch_size=1, shuffle=False).epoch(0):
+                for batch in smkit.make_loader(
+                    smkit.open_dataset(smkit.Channel(name="train", path=place)), batch_size=1, shuffle=False
+                ):
                     del batch
             finally:
                 shutil.rmtree(place)
@@ -189,7 +191,9 @@ def _shards(folder: Path) -> _Places:
                         entry = tarfile.TarInfo(f"{key}.{field}")
                         entry.size = len(content)
                         packed.addfile(entry, io.BytesIO(content))
-                for batch in smkit.make_loader(smkit.open_dataset(folder), batch_size=1, shuffle=False).epoch(0):
+                for batch in smkit.make_loader(
+                    smkit.open_dataset(smkit.Channel(name="train", path=folder)), batch_size=1, shuffle=False
+                ):
                     del batch
             finally:
                 shutil.rmtree(folder)
@@ -203,8 +207,8 @@ def _caches(folder: Path) -> _Places:
     (data / "a.csv").write_text("x,y\n1,2\n3,4\n")
 
     def batches() -> list[Any]:
-        dataset = smkit.open_dataset(data, cache_dir=cache)
-        return [copy.copy(batch) for batch in smkit.make_loader(dataset, batch_size=2, shuffle=False).epoch(0)]
+        dataset = smkit.open_dataset(smkit.Channel(name="train", path=data), cache_dir=cache)
+        return [copy.copy(batch) for batch in smkit.make_loader(dataset, batch_size=2, shuffle=False)]
 
     right = str(batches())
     for file in sorted(path.relative_to(cache) for path in cache.rglob("*") if path.is_file()):
