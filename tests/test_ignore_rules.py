@@ -21,6 +21,7 @@ pytest.importorskip("pathspec")
         ("b/\u00e9", "b/\u00e9", True),
         ("[ab]\t", "a", False),
         ("[ab]\t", "a\t", True),
+        ("[\t", "[", False),
     ],
 )
 def test_a_rule_means_what_it_means_to_git(pattern: str, path: str, is_named: bool) -> None:

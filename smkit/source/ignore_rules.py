@@ -180,7 +180,10 @@ def _compile(pattern: str) -> re.Pattern[str] | None:
         ) from error
     pattern = _CLASS.sub(lambda found: _CLASSES.get(found[1], found[0]), _as_bytes(pattern))
     # pathspec takes a tab at the end for nothing, and git for a tab.
-    pattern = re.sub(r"(?<!\\)[\t\v\f\r]+$", lambda found: "".join(f"[{blank}]" for blank in found[0]), pattern)
+    if pattern[-1].isspace() and pattern[-1] != " ":
+        if pattern.rfind("[") > pattern.rfind("]"):
+            return None
+        pattern = re.sub(r"(?<!\\)[\t\v\f\r]+$", lambda found: "".join(f"[{blank}]" for blank in found[0]), pattern)
     if pattern.startswith(("#", "!", " ", "\t")):
         pattern = "\\" + pattern
     with warnings.catch_warnings():
