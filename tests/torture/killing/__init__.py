@@ -218,25 +218,26 @@ class _OnOurs:
             log = life.folder / "calls"
             orders = faulty_disk.orders(life.run, log=log, at=number, do=fault.do, times=fault.times, only=fault.only)
             running = life.start(disk=orders)
-            rows, is_refused = True, False
+            rows, is_refused, is_clean = True, False, True
             if fault.kills:
                 life.end(running, statuses=(0, -signal.SIGKILL))
             else:
-                rows, is_refused = self._judge_fault(life, running)
+                rows, is_refused, is_clean = self._judge_fault(life, running)
             fired = any(call.kind == "fired" for call in faulty_disk.read_log(log))
             if fired:
-                life.finish(rows=rows)
+                life.finish(rows=rows, is_clean=is_clean)
                 if is_refused and not life.problems:
                     self._campaign.tally.count(name, "smkit", Outcome.REFUSED)
                 else:
                     self._count(name, life, 1, f"call {number}")
             return fired
 
-    def _judge_fault(self, life: Life, running: Running) -> tuple[bool, bool]:
+    def _judge_fault(self, life: Life, running: Running) -> tuple[bool, bool, bool]:
         """A run that meets an error of the disk goes on and comes out right, or ends and says why.
 
         Returns:
-            Whether all of its metrics were written, as far as it has said, and whether it has ended.
+            Whether all of its metrics were written, whether it has ended, and whether all could be removed that was to
+            be, as far as it has said.
         """
         end = life.end(running, statuses=(0, 1, 2), fails_saves=True)
         # It says what it could not write, and is believed.
@@ -246,7 +247,7 @@ class _OnOurs:
                 life.problems.append(f"ended without an answer: {end.text[-600:]}")
         elif "checkpoint could not be saved" not in end.text:
             life.compare(rows=rows, is_clean=False)
-        return rows, end.status != 0
+        return rows, end.status != 0, "could not be removed" not in end.text
 
     def with_wrong_clocks(self) -> None:
         """Let the clock jump by up to a year in each step, and give all files random times between two runs."""

@@ -176,11 +176,11 @@ class Life:
             expected_samples = self.truth.samples[rank][step : step + len(done)]
             self._expect(done == expected_samples, f"rank {rank} was given other samples after step {step}: {done[:3]}")
 
-    def finish(self, *, rows: bool = True, **more: Any) -> End:
+    def finish(self, *, rows: bool = True, is_clean: bool = True, **more: Any) -> End:
         """Run it to its end, undisturbed, and compare what it has left with what it should have."""
         end = self.end(self.start(**more))
         if end.status == 0:
-            self.compare(rows=rows)
+            self.compare(rows=rows, is_clean=is_clean)
         return end
 
     def outcome(self) -> Outcome:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60.0
+SECONDS = 240.0
 """Longer than a run takes on a busy machine."""
 HUNG = 1000
 """The status of a process that had to be ended because it took too long."""
