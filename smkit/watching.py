@@ -21,6 +21,8 @@ _SAID_AFTER_SECONDS = 20.0
 """A pause of this length is worth a word."""
 _HEARD = ("Training", "Downloading", "Uploading")
 """States that the log itself tells of."""
+_LAST_LOOKS = 3
+"""How often the log of a job that has just ended is looked at, at least."""
 _SETTLING_FACTOR = 2.5
 """How many times as long as it should be quiet the log of an ended job is read at most."""
 
@@ -92,7 +94,7 @@ class Watch:
             JobError: The service has been out of reach for longer than there is patience.
         """
         ended_at = settle = None
-        last_news = 0.0
+        last_news, looks = 0.0, 0
         while True:
             try:
                 line = next(source)
@@ -116,7 +118,10 @@ class Watch:
                 time.sleep(self.poll_seconds * random.uniform(0.6, 1.0))  # noqa: S311 - spreads the load
             else:
                 now = time.monotonic()
-                if now - max(ended_at, last_news) >= settle or now - ended_at >= settle * _SETTLING_FACTOR:
+                looks += 1
+                is_settled = now - max(ended_at, last_news) >= settle or now - ended_at >= settle * _SETTLING_FACTOR
+                # Of a slow service one look can take as long as the log should be quiet.
+                if is_settled and (looks >= _LAST_LOOKS or not settle):
                     return
                 time.sleep(settle / 4)
 

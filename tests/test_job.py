@@ -138,6 +138,12 @@ def test_a_line_that_comes_after_the_end_is_not_lost() -> None:
     assert list(Job("job", Service(["a", None, None, "b", None, "c"])).logs()) == ["a", "b", "c"]
 
 
+def test_a_log_that_is_slow_to_read_is_looked_at_more_than_once_after_the_end() -> None:
+    service = Service(["a", None, None, "b", None, "c"])
+    service.settle_seconds = lambda _: 1e-9  # type: ignore[method-assign]
+    assert list(Job("job", service).logs()) == ["a", "b", "c"]
+
+
 def test_outages_do_not_end_a_wait_and_each_is_said_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
