@@ -187,6 +187,9 @@ class Attacks:
     def judged_again(self, again: End, before: End, order: Order) -> tuple[Outcome | None, str]:
         began, ended = again.notes.began, again.notes.ended
         saved = max(before.notes.committed, default=0)
+        if not self._is_ours and again.status == before.status == 0 and began is None and ended is not None:
+            # A peer that has nothing left to do does not begin.
+            return (None, "") if ended.is_sound else (Outcome.SILENT, f"the next run ends with {ended}")
         if HUNG in again.statuses or again.status or began is None or ended is None:
             return Outcome.LOST, f"the next run ends with {again.statuses}: {again.text[-500:]}"
         if not began.is_sound or not ended.is_sound:
