@@ -43,7 +43,7 @@ _FAILURES_TO_RAISE = 3
 _SAVES_BETWEEN_MILESTONES = 100
 _MILESTONES = 2
 """A mirror that takes longer than there is between two saves may bring none of the newest to S3 before its deletion.
-These stay long enough for it: the first save, and every hundredth after it."""
+The first save stays, which the mirror had to itself, and long enough for it the newest two of every hundredth."""
 _MODEL_KEY = "model"
 """The key of a state below which NaN is refused."""
 
@@ -54,8 +54,8 @@ class CheckpointStore:
     Args:
         directory: Where they lie; made by the first save.
         keep: How many of the newest to keep, three or more. Besides them are kept the one with the best score and, for
-            a mirror that is slower than the saves, two older ones, as long as the disk has room: of every hundred saves
-            the first.
+            a mirror that is slower than the saves, the very first and two older ones, of every hundred saves the first,
+            as long as the disk has room.
         ranks: The processes that save one state together, by default this one alone. All call the same methods in the
             same order; rank 0's state is what is saved, and of tensors of which each rank holds a part (DTensor, as
             FSDP2 makes them), all parts. Hosts may have directories of their own, if what is in one of them gets to the
@@ -335,7 +335,8 @@ class CheckpointStore:
         """Return the names of directories to remove; called only when `newest` is on the disk."""
         found = sorted([newest, *older], key=lambda candidate: candidate.age, reverse=True)
         whole = [one for one in found if one.looks_whole() and one.directory not in self._damaged]
-        spared = [one for one in whole if one.ordinal % _SAVES_BETWEEN_MILESTONES == 1][:milestones]
+        hundredths = [one for one in whole if one.ordinal % _SAVES_BETWEEN_MILESTONES == 1]
+        spared = [*hundredths[:milestones], *hundredths[-1:]] if milestones else []
         kept = [newest, *whole[: self._keep], max(whole, key=lambda one: one.score, default=newest), *spared]
         oldest_kept_age = whole[self._keep - 1].age if len(whole) >= self._keep else (-1, 0)
         names = []

@@ -35,7 +35,7 @@ SLACK = {"memory_mb": 30.0, "files": 8, "threads": 1, "processes": 0}
 """By how much a later peak may exceed an earlier one: the allocator's arenas, the batches that are on their way."""
 ROW_BYTES, LIFE_BYTES = 3000, 20_000
 """What a record may take, as JSON and as TensorBoard's events; and an event file of its own for each life."""
-KEPT = 3 + 1 + 2 + 1
+KEPT = 3 + 1 + 3 + 1
 """Checkpoints: the newest, the best, the milestones, and one that is being written, or that a kill has left half."""
 RUN_ENDS_SECONDS = 120.0
 
