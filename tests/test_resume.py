@@ -54,7 +54,7 @@ def test_an_example_that_is_killed_six_times_ends_with_the_same_weights(
     digits: Path, left_alone: Path, tmp_path: Path
 ) -> None:
     # `tests/torture/killing` does it more often, and to a training of which every value is known.
-    result = rounds(digits, tmp_path, kills=6, seconds=0.15, seed=11)
+    result = rounds(digits, tmp_path, kills=6, seconds=0.6, seed=11)
     assert result["status"] == 0, result["stderr"]
     assert result["killed"] == 6
     assert result["resumed"] >= 1
