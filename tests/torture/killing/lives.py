@@ -41,7 +41,7 @@ def _row(line: str) -> dict[str, Any]:
 
 def artifacts(run: Path) -> dict[str, bytes]:
     """Return what a finished run has left: its model, and its last checkpoint with all random generators."""
-    newest = max((run / "checkpoints").glob("step-*"), default=run / "none")
+    newest = max((file.parent for file in run.glob("checkpoints/step-*/manifest.json")), default=run / "none")
     files = [run / "model" / "model.safetensors", *newest.glob("state.json"), *newest.glob("tensors*.safetensors")]
     contents = {file.name: file.read_bytes() for file in files if file.exists()}
     return {name: _without_metrics(data) if name == "state.json" else data for name, data in contents.items()}
@@ -55,12 +55,18 @@ def _without_metrics(tree: bytes) -> bytes:
 
 
 def rubbish(run: Path) -> list[str]:
-    """Return what no finished run should leave behind, whatever was done to those before it."""
+    """Return what no finished run should leave behind, whatever was done to those before it.
+
+    A save that was cut off in the last step is no rubbish: its folder has no manifest, and the next save removes it.
+    """
     kept = {"model.safetensors", "settings.json"}
     models = [file for file in (run / "model").rglob("*") if file.name not in kept]
     halves = [file for file in run.rglob("*") if re.search(r"\.part$|\.tmp|^\.smkit", file.name)]
+    names = {str(path.relative_to(run)) for path in (*models, *halves)}
+    last = f"checkpoints/step-{max(committed_steps(run), default=0):09d}-"
     bare = [folder for folder in (run / "checkpoints").glob("*") if not (folder / "manifest.json").exists()]
-    return sorted({str(path.relative_to(run)) for path in (*models, *halves, *bare)})
+    names |= {str(folder.relative_to(run)) for folder in bare}
+    return sorted(name for name in names if not name.startswith(last))
 
 
 @dataclass(frozen=True)
