@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smkit.contract import BASE_DIR_VARIABLE, MAX_FAILURE_CHARACTERS, JobTree, failure_file, success_file
+from smkit.errors import JobError
 
 PROCESS_FILE = "process.json"
 """Number and start time of a host's toolkit; a job is there when its first host has one."""
@@ -88,10 +89,18 @@ class Host:
         """Return the toolkit's process if it runs. A later process of the same number has another start time."""
         try:
             identity = json.loads((self.base / PROCESS_FILE).read_text())
+            pid, started = int(identity["pid"]), int(identity["started"])
         except (FileNotFoundError, NotADirectoryError):
             return None
-        process = _read_process(identity["pid"])
-        if process and process.started != identity["started"]:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            # The script can write here too, and a folder of jobs can come from elsewhere.
+            raise JobError(
+                f"which process this host is, is not known: {PROCESS_FILE} is not what smkit has written",
+                where=str(self.base),
+                fix="end the job's processes yourself, and remove the folder",
+            ) from error
+        process = _read_process(pid)
+        if process and process.started != started:
             return None
         if process and process.state == b"Z":
             with contextlib.suppress(ChildProcessError):

@@ -243,7 +243,7 @@ ALLOWED = {
         *("cloud.storage", "errors"),
     },
     # jobs on this machine
-    "hosts": {"contract"},
+    "hosts": {"contract", "errors"},
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
     "local_plan": {"contract", "inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
     # the doors

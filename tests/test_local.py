@@ -593,3 +593,11 @@ def test_two_hosts_meet_under_torchrun_and_their_models_are_merged(
         "rank-1.txt": "3 of 2 by 0",
         "common.txt": "equal",
     }
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": null, "started": 1}', "\udc80"])
+def test_a_job_whose_process_is_not_known_is_a_clear_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "runs/job/algo-1").mkdir(parents=True)
+    (tmp_path / "runs/job/algo-1/process.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(JobError, match=r"process\.json is not what smkit has written"):
+        _ = Job("job", LocalJobs(tmp_path / "runs")).status
