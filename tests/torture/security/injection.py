@@ -150,7 +150,7 @@ def _take_over(folder: Path) -> _Rounds:
             yield name, Outcome.SILENT if is_moved else Outcome.SURVIVED, repr(context)[:300]
         except smkit.ConfigurationError as error:
             yield name, Outcome.REFUSED, str(error)
-    for name in ("sagemaker_program", "sagemaker_submit_directory", "_x", "a;b", "a b", "PATH\n", "-x", "a=b"):
+    for name in ("sagemaker_program", "sagemaker_submit_directory", "a;b", "a b", "PATH\n", "-x", "a=b"):
         with _a_cloud():
             try:
                 smkit.launch("train.py", source_dir=folder / "code", hyperparameters={name: "x"}, **_CLOUD)
