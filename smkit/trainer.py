@@ -29,6 +29,7 @@ from smkit.claim import claimed
 from smkit.data.batches import Group, Loader
 from smkit.device import Placement
 from smkit.disk import sync_tree
+from smkit.distributed import LostRankError
 from smkit.errors import CheckpointError
 from smkit.explanations import LostGPUError, explaining
 from smkit.monitor import LossGuard, Monitor
@@ -102,7 +103,8 @@ class Trainer(Script[HP]):
             raise
         except Exception as error:
             status = report.end(error, program=program, output_dir=context.output_dir)
-            if isinstance(error, LostGPUError):
+            # Threads that still wait within torch would abort a process that tidies up.
+            if isinstance(error, (LostGPUError, LostRankError)):
                 report.end_at_once(status)
             sys.exit(status)
         sys.exit(0)

@@ -163,9 +163,9 @@ ALLOWED = {
     },
     "trainer": {
         *("agreement", "assembly", "averaging", "backends", "cadence", "checkpoint", "claim", "context", "contract"),
-        *("data.batches", "device", "disk", "errors", "explanations", "monitor", "parallel", "preflight"),
-        *("profiling", "progress", "randomness", "report", "run_state", "sameness", "script", "sharding"),
-        *("start_table", "stopping", "validation"),
+        *("data.batches", "device", "disk", "distributed", "errors", "explanations", "monitor", "parallel"),
+        *("preflight", "profiling", "progress", "randomness", "report", "run_state", "sameness", "script"),
+        *("sharding", "start_table", "stopping", "validation"),
     },
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},

@@ -270,8 +270,8 @@ def _unnamed(plan: Plan) -> str:
         who += ": ValueError: the lights went out"
     if plan.fault.silences == "host":
         who = rf"on host {Job.name(own_host)}\b"
-    if plan.fault.silences and own_host == 0:
-        # With the last rank of its host that agent ends too, and with it the store where others could look.
+    if plan.fault.is_next_late or (plan.fault.silences and own_host == 0):
+        # With the last rank of its host that agent ends too, and with it the store where others, or late ones, look.
         who += rf"|host ({Job.name(0)}|of rank 0), which keeps the store"
     for host in range(plan.hosts):
         wanted = who if host != own_host else _said_of_itself(plan, who)
