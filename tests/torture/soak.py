@@ -13,10 +13,13 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -129,8 +132,11 @@ class Soak:
         self.data.mkdir()
         (self.data / "present").touch()
         self.samples: list[Sample] = []
+        # Shared memory of its own, as far as this may be had, for others leave theirs in the common one.
+        self.memory = Path(tempfile.mkdtemp(prefix="torture-soak-", dir="/dev/shm")) if os.geteuid() == 0 else None
+        own_memory = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/shm && exec "$@"', str(self.memory))
+        self.room = own_memory if self.memory else ()
         self.began = time.monotonic()
-        self.survived = True
 
     def count(self, attack: str, problems: Sequence[str], outcome: Outcome = Outcome.SILENT) -> None:
         note = "; ".join(problems)
@@ -140,7 +146,7 @@ class Soak:
         """Let the run live so long, end it, and count what came of it."""
         before, text = committed_step(self.run), self.campaign.folder / f"life-{life}.txt"
         channels = [f"--channel={name}={self.data}" for name in ("train", "validation")]
-        command = [sys.executable, str(SCRIPT), *SETTINGS, *channels, "--run-dir", str(self.run)]
+        command = [*self.room, sys.executable, str(SCRIPT), *SETTINGS, *channels, "--run-dir", str(self.run)]
         with text.open("w") as stderr:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         first, deadline = len(self.samples), time.monotonic() + seconds
@@ -186,14 +192,9 @@ def _bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def left_behind() -> set[str]:
-    return {str(path) for path in Path("/dev/shm").iterdir()}
-
-
 def attack(campaign: Campaign) -> None:
     """Train for `campaign.rounds` seconds; draw what was seen, if there is a place for it."""
     soak, draws = Soak(campaign), campaign.draws("soak")
-    before = left_behind()
     soak.live(0, campaign.rounds / 2, signal.SIGTERM)
     longest = max(6.0, min(60.0, campaign.rounds / 12))
     for life in itertools.count(1):
@@ -203,7 +204,9 @@ def attack(campaign: Campaign) -> None:
         soak.live(life, draws.uniform(0.5, longest), draws.choice(list(STATUSES)))
     soak.check_disk()
     time.sleep(2)
-    soak.count("left in shared memory", sorted(left_behind() - before))
+    if soak.memory:
+        soak.count("left in shared memory", sorted(path.name for path in soak.memory.iterdir()))
+        shutil.rmtree(soak.memory)
     if campaign.out:
         campaign.out.mkdir(parents=True, exist_ok=True)
         write(soak.samples, campaign.out / "soak.csv")
