@@ -15,7 +15,7 @@ from torture.hosts.network import Network
 
 FLAP_SECONDS = 5.0
 LATE_SECONDS = 20
-MEETING_SECONDS = 8.0
+MEETING_SECONDS = 14.0
 
 
 @dataclass
