@@ -110,12 +110,16 @@ def _unpack(unpack: Callable[[Path, Path], None], archive: Path, target: Path, w
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+    return sum(
+        os.stat(name, dir_fd=place, follow_symlinks=False).st_blocks * 512
+        for _, folders, files, place in os.fwalk(folder)
+        for name in [*folders, *files]
+    )
 
 
 def _remove(place: Path) -> None:
-    for folder, _, _ in os.walk(place):
-        Path(folder).chmod(0o700)
+    for _, _, _, folder in os.fwalk(place):
+        os.fchmod(folder, 0o700)
     shutil.rmtree(place)
 
 
