@@ -224,5 +224,5 @@ def _end_of(link: Path) -> Path:
     """Return where a link leads; itself, where that cannot be followed."""
     try:
         return link.resolve(strict=True)
-    except OSError:
+    except (OSError, RuntimeError):
         return link
