@@ -270,7 +270,15 @@ ALLOWED = {
         *("inputs", "launcher", "plan"),
     },
     "cli": {
-        *("commands.account", "commands.jobs", "commands.launching", "commands.screens", "contract", "errors"),
+        *(
+            "cloud.policies",
+            "commands.account",
+            "commands.jobs",
+            "commands.launching",
+            "commands.screens",
+            "contract",
+            "errors",
+        ),
         *("report",),
     },
     "__main__": {"cli"},

@@ -340,7 +340,16 @@ CONTENTS = {
 }
 NAMED = [".env", "prod.env", "a/.env.production", ".aws/credentials", ".ssh/id_rsa", "deploy/key.pem", ".netrc"]
 NAMED += ["kaggle.json", "my/service-account.json", ".git-credentials", "cert.p12", "a.kdbx", "terraform.tfstate"]
-NAMED += ["id_ed25519", "team-service-account-1.json", ".pypirc", "credentials", "SERVER.KEY", "bob_accessKeys.csv", ".kube/config", ".envrc"]
+NAMED += [
+    "id_ed25519",
+    "team-service-account-1.json",
+    ".pypirc",
+    "credentials",
+    "SERVER.KEY",
+    "bob_accessKeys.csv",
+    ".kube/config",
+    ".envrc",
+]
 
 
 @pytest.mark.parametrize("kind", CONTENTS)

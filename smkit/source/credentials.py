@@ -29,8 +29,8 @@ _NAMES = {
     "a file of registry credentials": (".pypirc", ".dockercfg", ".dockerconfigjson"),
     "a file of cloud credentials": (
         *("credentials", "credentials.json", "application_default_credentials.json", "client_secret*.json"),
-        *("*service-account*.json", "*service_account*.json", "accessKeys.csv", "*_accessKeys.csv", "*_credentials.csv"),
-        *("kaggle.json", ".boto", ".s3cfg", ".databrickscfg", "rclone.conf", "azureProfile.json"),
+        *("*service-account*.json", "*service_account*.json", "accessKeys.csv", "*_accessKeys.csv"),
+        *("*_credentials.csv", "kaggle.json", ".boto", ".s3cfg", ".databrickscfg", "rclone.conf", "azureProfile.json"),
         *(".terraformrc", "credentials.tfrc.json", "credentials.db", "access_tokens.db"),
     ),
     "a state of infrastructure with its passwords": ("*.tfstate", "*.tfstate.backup", "*.tfvars"),

@@ -156,7 +156,7 @@ def _watched(tour: Tour) -> Iterator[None]:
     ended, seen = threading.Event(), set()
 
     def look() -> None:
-        while not ended.wait(0.05):
+        while not ended.wait(0.3):
             for process in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     seen.add(process.read_bytes().replace(b"\0", b" ").decode(errors="replace"))

@@ -1,6 +1,6 @@
 """Policies of least privilege for IAM: who launches, who asks the doctor, and the role that a job acts as.
 
-Each is a file beside this one, with placeholders; here they are filled in. What a policy allows is what smkit, or
+Each is a file of `policy_files`, with placeholders; here they are filled in. What a policy allows is what smkit, or
 SageMaker for a job of smkit's, really calls, and a job may not change the code that later jobs run. This room asks AWS
 nothing.
 """
@@ -51,7 +51,9 @@ def policy(name: str, place: Place) -> dict[str, Any]:
     Raises:
         ConfigurationError: An input is no s3:// address, or a secret no reference to one.
     """
-    document: dict[str, Any] = json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads(
+        (Path(__file__).with_name("policy_files") / f"{name}.json").read_text(encoding="utf-8")
+    )
     texts = {word: getattr(place, word) for word in ("partition", "region", "account", "bucket", "role")}
     buckets, objects = _inputs(place)
     secrets = list(dict.fromkeys(_secret(reference, place) for reference in place.secrets))
