@@ -437,7 +437,8 @@ def test_a_secret_is_found_in_texts_of_windows(project: Path, encoding: str) -> 
 def test_a_secret_is_found_by_its_name_unless_it_is_allowed_or_stays_behind(project: Path) -> None:
     write(project, dict.fromkeys(NAMED, "x"))
     problems = survey(project, entry="train.py").problems
-    assert [problem.split("'")[1] for problem in problems] == sorted(NAMED)
+    assert [problem.split("'")[1] for problem in problems[:20]] == sorted(NAMED)[:20]
+    assert problems[20:] == (f"source_dir: {len(NAMED) - 20} more files look like secrets",)
     assert problems[0] == (
         "source_dir: '.aws/credentials' looks like AWS's folder of credentials; "
         "name it in .smkitignore, or let it travel with allow_secrets=['.aws/credentials']"
