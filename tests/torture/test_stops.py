@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from torture.stops import attack_smkit
-from torture.stops.orders import INT, KILL, TERM, Order, orders
+from torture.stops.orders import INT, TERM, Order, orders
 from torture.tally import Campaign, Tally
 
 pytestmark = [pytest.mark.train, pytest.mark.endurance]
@@ -15,15 +15,10 @@ pytestmark = [pytest.mark.train, pytest.mark.endurance]
 ONCE = ((TERM, 0.0),)
 ROUNDS = (
     Order("in a step", "done", 5, 0.004, ONCE),
-    Order("in a step", "done", 14, 0.007, ((INT, 0.0),)),
-    Order("in a step", "done", 9, 0.001, ((KILL, 0.0),)),
-    Order("several signals", "done", 3, 0.002, ((TERM, 0.0), (TERM, 0.01), (TERM, 0.0))),
-    Order("several signals", "done", 8, 0.003, ((INT, 0.002), (INT, 0.0))),
+    Order("several signals", "done", 8, 0.003, ((TERM, 0.0), (TERM, 0.01), (TERM, 0.0))),
     Order("in a save", "saving", 3, 0.002, ((TERM, 0.003), (INT, 0.0))),
-    Order("in validation", "validating", 4, 0.002, ONCE, pauses={"validating": 0.005}),
-    Order("in the export", "exporting", 1, 0.01, ONCE, pauses={"exporting": 0.02}),
+    Order("in validation", "validating", 4, 0.002, ((INT, 0.0),), pauses={"validating": 0.005}),
     Order("before a step", "restoring", 1, 0.01, ONCE, pauses={"restoring": 0.02}, has_begun=7),
-    Order("two ranks", "done", 6, 0.004, ONCE, "rank 1", world_size=2),
 )
 
 

@@ -211,7 +211,7 @@ class Running:
             self.look()
             time.sleep(0.002)
         is_in_time = self.has_ended
-        for leader in self.leaders:
+        for leader in self.leaders if not is_in_time else ():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(leader, signal.SIGKILL)
         if self._agent is not None:
