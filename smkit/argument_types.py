@@ -25,7 +25,16 @@ _DEPTH = 50
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value
+    return isinstance(value, str) and "\0" not in value and not _has_half_characters(value)
+
+
+def _has_half_characters(text: str) -> bool:
+    """Whether a text cannot be written, not even as the name of a file, which may be of any bytes."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_path(value: object) -> bool:
@@ -132,6 +141,8 @@ def problems(given: Mapping[str, object]) -> dict[str, str]:
 def _problem(name: str, value: object, kind: _Type) -> str:
     if isinstance(value, str) and "\0" in value:
         return f"{name}: holds a NUL character"
+    if isinstance(value, (str, os.PathLike)) and _has_half_characters(str(value)):
+        return f"{name}: holds half a character (a surrogate)"
     if isinstance(value, type):
         return f"{name}: is the class {value.__name__}, and an instance belongs here: {value.__name__}(...)"
     if kind is _REQUEST and _is_mapping(value):

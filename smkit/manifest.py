@@ -85,7 +85,10 @@ class Manifest:
                 )
             if content["directory"] != directory.name:
                 raise DamageError.of(path, f"belongs to {content['directory']}")
-            files = {name: (_count(entry["bytes"]), str(entry["xxh3_128"])) for name, entry in content["files"].items()}
+            files = {
+                _own_name(name): (_count(entry["bytes"]), str(entry["xxh3_128"]))
+                for name, entry in content["files"].items()
+            }
             score = None if content["score"] is None else _finite(content["score"])
             return cls(directory, _count(content["step"]), _count(content["ordinal"]), score, files)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -234,6 +237,12 @@ def _blocks(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
     for piece in pieces:
         for start in range(0, len(piece), _BLOCK_BYTES):
             yield piece[start : start + _BLOCK_BYTES]
+
+
+def _own_name(name: str) -> str:
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r:.80} is no file of the directory")
+    return name
 
 
 def _count(value: object) -> int:

@@ -102,7 +102,9 @@ def _shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     what, _, rest = text.rpartition("\n  where: ")
-    rest = text[len(what) :][: most // 2] if what else ""
+    # A place can be long as well, and must not take the room of what to do.
+    lines = [line[: most // 5] for line in text[len(what) :].splitlines()] if what else []
+    rest = "\n".join(lines)[: most // 2]
     return f"{text[: most - len(rest) - 4]} ...{rest}"
 
 

@@ -582,6 +582,7 @@ def test_a_planted_pickle_is_never_executed(name: str, is_forged: bool, tmp_path
         *({"ordinal": value} for value in (math.inf, 1.5, -1, 10**4000, "7", True)),
         *({"score": value} for value in (math.nan, 10**4000, "7", [])),
         *({"step": value} for value in (math.inf, None)),
+        {"files": {"./tensors.safetensors": {}}},
     ],
     ids=str,
 )

@@ -99,6 +99,7 @@ ENDLESS["VpcConfig"] = {"Subnets": [ENDLESS]}
     ("arguments", "problem"),
     [
         ({"entry": "train"}, "entry 'train': a path relative to source_dir, ending in .py or .sh"),
+        ({"output_dir": "\ud800"}, "output_dir: holds half a character (a surrogate)"),
         ({"source_dir": "dat"}, "there is no such folder; did you mean 'data'?"),
         ({"entry": "train.sh", "processes_per_host": 2}, "torchrun starts Python scripts only, and not 'train.sh'"),
         ({"inputs": {"..": "data"}}, "input '..': a channel's name has 1 to 64 letters"),
