@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import SECONDS, patient_with
+from patience import SECONDS
 
 pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
 ROUNDS = Path(__file__).with_name("rounds.py")
-EXAMPLE = Path(__file__).parent.parent / "examples" / "digits"
 
 
 def rounds(channels: Path, run_dir: Path, *, kills: int = 0, seconds: float = 0, seed: int = 0) -> dict[str, Any]:
@@ -77,31 +75,3 @@ def test_when_all_checkpoints_are_damaged_it_does_not_start_anew(digits: Path, h
     assert result["status"] == 1
     assert "tensors.safetensors" in (half_done / "output/failure").read_text()
     assert not (half_done / "model").exists() or not any((half_done / "model").iterdir())
-
-
-def start(channels: Path, run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *(sys.executable, str(EXAMPLE / "train.py"), "--epochs", "200", "--run-dir", str(run_dir), *more),
-            *(f"--channel=train={channels}/train", f"--channel=validation={channels}/validation"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_the_step_and_leaves_with_a_status_that_is_no_success(
-    number: signal.Signals, status: int, digits: Path, tmp_path: Path
-) -> None:
-    with start(digits, tmp_path / "run") as process, patient_with(process):
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(number)
-        _, text = process.communicate()
-    assert process.returncode == status, text
-    assert "Traceback" not in text
-    manifest = json.loads((newest_checkpoint(tmp_path / "run") / "manifest.json").read_text())
-    assert f"step {manifest['step']} is saved" in text
-    assert not any((tmp_path / "run/model").iterdir())
