@@ -44,10 +44,6 @@ def half_done(digits: Path, left_alone: Path, tmp_path: Path) -> Path:
     return run_dir
 
 
-def newest_checkpoint(run_dir: Path) -> Path:
-    return max((run_dir / "checkpoints").iterdir(), key=lambda path: path.name)
-
-
 def test_an_example_that_is_killed_six_times_ends_with_the_same_weights(
     digits: Path, left_alone: Path, tmp_path: Path
 ) -> None:

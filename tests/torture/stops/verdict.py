@@ -77,7 +77,8 @@ def expected(order: Order, numbers: list[int], was_listening: bool, is_finished:
     # When all is saved and said, the interpreter's own handlers are there again; to a shell it is the same status.
     statuses |= {-number for number in numbers[1:]}
     if order.kind == "process 1" and KILL in numbers:
-        statuses |= {-KILL, 137}
+        # What unshare makes of it.
+        statuses |= {-KILL, 137, 1}
     if is_finished:
         # What is finished is finished; between the two the interpreter's own handlers are there again.
         statuses |= {0} | {-number for number in numbers}
