@@ -210,7 +210,7 @@ def attack(campaign: Campaign) -> None:
     if campaign.out:
         campaign.out.mkdir(parents=True, exist_ok=True)
         write(soak.samples, campaign.out / "soak.csv")
-        draw(soak.samples, campaign.out / "soak.svg")
+        draw(soak.samples, campaign.out / "soak.png")
 
 
 def write(samples: Sequence[Sample], path: Path) -> None:
@@ -224,7 +224,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     """Plot the samples over time, one panel for each thing that must stay bounded."""
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("agg")
     from matplotlib import pyplot
 
     panels: list[tuple[str, Callable[[Sample], float]]] = [
