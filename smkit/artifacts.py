@@ -220,7 +220,8 @@ class _Unpacking:
     def _copy_links(self, links: dict[PurePosixPath, PurePosixPath]) -> None:
         """Copy what links lead to, those that lead to links after these; there is never a link on the disk."""
         for _ in range(_MAX_LINKS):
-            ready = {path: to for path, to in links.items() if (self.folder / to).exists() and path.parent != to}
+            known = ((path, to) for path, to in links.items() if to not in links and path.parent != to)
+            ready = {path: to for path, to in known if (self.folder / to).exists()}
             for path, to in ready.items():
                 del links[path]
                 self._copy(self.folder / to, self.folder / path)
