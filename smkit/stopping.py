@@ -124,10 +124,18 @@ def _end_forked_processes_as_others() -> None:
     It would inherit a handler that nobody there looks at, and the pipe in which its parent would hear of it. Ctrl-C,
     which a terminal sends to all, stays the parent's affair.
     """
+    before = threading.local()
+
+    def keep_waiting() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def let_through() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
 
     def hear_alone() -> None:
         if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopRequest):
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_through()
 
-    os.register_at_fork(after_in_child=hear_alone)
+    os.register_at_fork(before=keep_waiting, after_in_parent=let_through, after_in_child=hear_alone)
