@@ -35,7 +35,7 @@ def _unpacked(subject: str, folder: Path, names: list[str]) -> list[dict[str, An
     command = [sys.executable, "-m", "torture.security.unpacking", subject, str(folder), *names]
     run = subprocess.run(command, cwd=_TESTS, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == len(names), run.stderr
+    assert len(found) == len(names), f"status {run.returncode}: {run.stderr}"
     return found
 
 
