@@ -86,8 +86,8 @@ class Places:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def forked(places: Places, environment: dict[str, str], log: Path) -> int:
-    """Fork a run. Its end is that of an interpreter: nothing here may stand around this call."""
+def forked(places: Places, environment: dict[str, str], *, is_aside: bool) -> int:
+    """Fork a run. Unless it is aside, its end is that of an interpreter: nothing here may stand around this call."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -95,13 +95,20 @@ def forked(places: Places, environment: dict[str, str], log: Path) -> int:
             os.setpgid(process, process)
         return process
     os.setpgid(0, 0)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(os.open(places.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ |= places.environment | environment
     tempfile.tempdir = None
     sys.argv = [str(SCRIPT), *places.arguments]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as end:
+        if is_aside:
+            # Most of such a short run's time is what the interpreter does at its end.
+            sys.stderr.flush()
+            os._exit(int(end.code or 0))
+        raise
     raise SystemExit(0)
 
 
@@ -127,7 +134,7 @@ def started(command: Sequence[str], places: Places, environment: dict[str, str])
 class Running:
     """A training that is under way."""
 
-    def __init__(self, order: dict[str, Any], places: Places) -> None:
+    def __init__(self, order: dict[str, Any], places: Places, *, is_aside: bool = False) -> None:
         self.order, self.places = order, places
         self.statuses: dict[int, int] = {}
         self._agent: int | None = None
@@ -139,10 +146,9 @@ class Running:
             port = 0
             if world_size > 1:
                 self._agent, port = forked_agent()
+            own = [rank_environment(rank, port) if port else {} for rank in range(world_size)]
             self.leaders = [
-                forked(
-                    places, {"STOPS_PAUSES": pauses[rank]} | (rank_environment(rank, port) if port else {}), places.log
-                )
+                forked(places, {"STOPS_PAUSES": pauses[rank]} | own[rank], is_aside=is_aside)
                 for rank in range(world_size)
             ]
             return
@@ -256,7 +262,8 @@ def done(order: dict[str, Any]) -> dict[str, Any]:
     before = set(SHARED_MEMORY.iterdir())
     if order.get("has_begun"):
         # So that there is something to restore, a training was stopped before.
-        first = Running(order | {"kind": "forked", "pauses": {"done": 0.005}, "to": "leader"}, Places(order, "before"))
+        aside = order | {"kind": "forked", "pauses": {"done": 0.005}, "to": "leader"}
+        first = Running(aside, Places(order, "before"), is_aside=True)
         first.wait_for("done", order["has_begun"])
         first.send(signal.SIGTERM)
         first.end(ENDS_SECONDS)
@@ -305,7 +312,9 @@ def resumed(order: dict[str, Any], before: Places) -> dict[str, Any]:
         shutil.rmtree(places.run / "checkpoints", ignore_errors=True)
         if before.checkpoints.exists():
             shutil.move(before.checkpoints, places.run / "checkpoints")
-    running = Running(order | {"kind": "forked", "pauses": {}, "pauses_of_1": {}, "to": "leader"}, places)
+    running = Running(
+        order | {"kind": "forked", "pauses": {}, "pauses_of_1": {}, "to": "leader"}, places, is_aside=True
+    )
     running.end(ENDS_SECONDS)
     running.orphans()
     return {
