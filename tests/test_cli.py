@@ -120,7 +120,7 @@ def test_a_mistyped_command_is_an_error_with_a_suggestion(smkit: Smkit) -> None:
         "",
         "smkit: there is no command 'jbos'; did you mean 'jobs'?\n"
         "  where: smkit COMMAND\n"
-        "  fix:   one of: launch, jobs, status, logs, attach, stop, metrics, download, images, doctor\n",
+        "  fix:   one of: launch, jobs, status, logs, attach, stop, metrics, download, images, doctor, policy\n",
     )
     status, out, error = smkit("status")
     assert (status, out) == (2, "")
