@@ -44,7 +44,7 @@ def attack(campaign: Campaign) -> None:
         attack_each_deed(campaign, made, KINDS)
         ends.attack(campaign, made)
         attack_at_true_speed(campaign, made)
-        if "boto3" in campaign.subjects:
+        if set(campaign.subjects) - {"smkit"}:
             boto3_alone.attack(campaign, made)
 
 
