@@ -4,7 +4,8 @@ import contextlib
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 SECONDS = 300.0
@@ -24,3 +25,11 @@ def patient_with(process: subprocess.Popen[Any], seconds: float = SECONDS) -> It
     finally:
         timer.cancel()
         timer.join()
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for what another thread or process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to be so"
+        time.sleep(0.02)

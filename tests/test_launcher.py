@@ -163,6 +163,8 @@ def test_links_out_of_the_source_are_refused_except_in_what_stays_behind(project
 
 def test_several_hosts_need_their_port(project: Path, meeting_port: int) -> None:
     with socket.socket() as taken:
+        # The test before may have left connections that linger.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", meeting_port))
         taken.listen()
         (found,) = problems(instance_count=2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import SECONDS, patient_with
+from patience import SECONDS, patient_with, wait_until
 
 import smkit
 from smkit import contract
@@ -148,8 +148,13 @@ def test_points_are_in_the_file_as_soon_as_they_are_written_and_no_two_files_are
     for step, log in enumerate(logs, start=1):
         log.write(step, 1, {"loss": 10.0 + step})
     events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 11.0), (2, 12.0)]
+
+    def points() -> list[tuple[int, float]]:
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")] if events.Tags()["scalars"] else []
+
+    # They are written in another thread.
+    wait_until(lambda: points() == [(1, 11.0), (2, 12.0)])
     assert len(list(tmp_path.iterdir())) == 2
     for log in logs:
         log.close()
@@ -192,6 +197,7 @@ def test_a_row_that_was_on_its_way_when_a_checkpoint_was_taken_is_made_up(tmp_pa
     # More than a pipe holds: the thread that writes waits, and what is handed over later is on its way.
     for step in range(1, 900):
         first.write(step, 1, {"note" * 50: 1.0})
+    wait_until(lambda: first.state_dict()["rows"] > 0)
     state = first.state_dict()
     os.close(reader)
     first.close()
