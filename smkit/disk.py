@@ -45,9 +45,11 @@ def sync_above(path: Path) -> None:
 def sync_tree(directory: Path) -> None:
     """Wait until all files below a directory are on the disk, with all names that lead to them."""
     for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with contextlib.suppress(PermissionError):
-                sync_file(path)
+        with contextlib.suppress(PermissionError):
+            if path.is_dir() and not path.is_symlink():
+                sync_directory(path)
+            elif path.is_file() and not path.is_symlink():
+                _sync(path, os.O_NONBLOCK)
     sync_above(directory / "any")
 
 

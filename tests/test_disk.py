@@ -47,11 +47,16 @@ def test_of_a_tree_all_files_and_all_names_are_synced_and_no_link_is_followed(
     deep = tmp_path / "model" / "deep"
     deep.mkdir(parents=True)
     (deep / "file").write_text("bytes")
+    # Beside it a folder that holds nothing but a folder: its name is to be there as well.
+    only = tmp_path / "model" / "only"
+    (only / "folder").mkdir(parents=True)
+    (only / "folder" / "file").touch()
     os.mkfifo(tmp_path / "model" / "pipe")
     (tmp_path / "outside").touch()
     (tmp_path / "model" / "link").symlink_to(tmp_path / "outside")
     sync_tree(tmp_path / "model")
-    assert {deep / "file", deep, tmp_path / "model", tmp_path, Path("/")} <= set(synced)
+    assert {deep / "file", deep, only, only / "folder", tmp_path / "model", tmp_path, Path("/")} <= set(synced)
+    assert len(synced) == len(set(synced))
     assert tmp_path / "outside" not in synced
 
 
