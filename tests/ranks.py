@@ -29,30 +29,13 @@ import torch
 import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
+from meeting import forked_agent
 
 import smkit.context
 import smkit.trainer  # noqa: F401
 
 SECONDS = 120.0
 """Longer than any of these runs takes."""
-
-
-def forked_agent() -> tuple[int, int]:
-    """Start what keeps the store at which ranks meet, as torchrun's agent does; it outlives whoever fails.
-
-    A process of its own, for it runs threads, and to fork beside a thread that holds a lock leaves it locked for ever.
-    """
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        os.write(writing, str(store.port).encode())
-        os.close(writing)
-        while True:
-            signal.pause()
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        return process, int(pipe.read())
 
 
 def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:

@@ -348,14 +348,6 @@ class _OnPeer:
 
     def _judge(self, name: str, order: Order, committed: int, note: str) -> None:
         end = self._subject.start(Order(**vars(order) | {"notes": order.notes.with_name("notes-2")})).end()
-        # One that was done trains no step; then its end tells where it was.
-        began, outcome = end.notes.began or end.notes.ended, Outcome.SURVIVED
-        if end.status != 0 or began is None:
-            outcome = Outcome.LOST
-            last = end.text.strip().splitlines()[-1:] or [""]
-            note = f"{note}: status {end.status} after step {committed}: {last[0][:200]}"
-        elif began.step < committed or not began.is_sound:
-            outcome = Outcome.SILENT
-            note = f"{note}: went on after step {began.step} of {committed} with {began}"
-        self._campaign.tally.count(name, self._subject.name, outcome, note)
+        outcome, amiss = end.judged(committed)
+        self._campaign.tally.count(name, self._subject.name, outcome, f"{note}: {amiss}")
         shutil.rmtree(order.notes.parent, ignore_errors=True)

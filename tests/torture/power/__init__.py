@@ -167,14 +167,6 @@ class _OnPeer:
         order = self._order("cut")
         put(left, order.folder.parent)
         end = self._subject.start(order).end()
-        # One that was done trains no step; then its end tells where it was.
-        began, outcome = end.notes.began or end.notes.ended, Outcome.SURVIVED
-        if end.status != 0 or began is None:
-            outcome = Outcome.LOST
-            last = end.text.strip().splitlines()[-1:] or [""]
-            note = f"{note}: status {end.status}, saved was step {committed}: {last[0][:200]}"
-        elif began.step < committed or not began.is_sound:
-            outcome = Outcome.SILENT
-            note = f"{note}: went on after step {began.step} of {committed} with {began}"
-        self._campaign.tally.count(attack, self._subject.name, outcome, note)
+        outcome, amiss = end.judged(committed)
+        self._campaign.tally.count(attack, self._subject.name, outcome, f"{note}: {amiss}")
         shutil.rmtree(order.notes.parent)

@@ -162,6 +162,13 @@ def _checkpoint_files(folder: Path) -> _Places:
         yield f"checkpoint/{file.name}", read
 
 
+def _read_all(channel: Path) -> None:
+    for batch in smkit.make_loader(
+        smkit.open_dataset(smkit.Channel(name="train", path=channel)), batch_size=1, shuffle=False
+    ):
+        del batch
+
+
 def _data_files(folder: Path) -> _Places:
     for ending in DATA_ENDINGS:
 
@@ -170,10 +177,7 @@ def _data_files(folder: Path) -> _Places:
             place.mkdir(parents=True)
             try:
                 (place / f"a.{ending}").write_bytes(content)
-                for batch in smkit.make_loader(
-                    smkit.open_dataset(smkit.Channel(name="train", path=place)), batch_size=1, shuffle=False
-                ):
-                    del batch
+                _read_all(place)
             finally:
                 shutil.rmtree(place)
 
@@ -191,10 +195,7 @@ def _shards(folder: Path) -> _Places:
                         entry = tarfile.TarInfo(f"{key}.{field}")
                         entry.size = len(content)
                         packed.addfile(entry, io.BytesIO(content))
-                for batch in smkit.make_loader(
-                    smkit.open_dataset(smkit.Channel(name="train", path=folder)), batch_size=1, shuffle=False
-                ):
-                    del batch
+                _read_all(folder)
             finally:
                 shutil.rmtree(folder)
 

@@ -26,41 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torture.subjects.order import HUNG, SAMPLES, Order
+from torture.tally import Outcome
+
+__all__ = ["HUNG", "SAMPLES", "End", "Notes", "Order", "Running", "State", "Subject"]
+
 SECONDS = 240.0
 """Longer than a run takes on a busy machine."""
-HUNG = 1000
-"""The status of a process that had to be ended because it took too long."""
-EPOCH = 11
-"""Steps of an epoch."""
-SAMPLES = 42
-
-
-@dataclass(frozen=True)
-class Order:
-    """One run. See `torture.subjects.training.Order`, which each of its processes reads."""
-
-    folder: Path
-    notes: Path
-    epochs: int = 4
-    values: int = 2000
-    seconds_per_step: float = 0.0
-    every_seconds: float = 0.0
-    settings: tuple[str, ...] = ()
-    disk: str = ""
-    faulty_rank: int | None = None
-    world_size: int = 1
-    workers: int = 0
-    clock: float = 0.0
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def log(self) -> Path:
-        """What the run writes to stdout and stderr."""
-        return self.notes.with_name(self.notes.name + ".log")
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * EPOCH
 
 
 @dataclass(frozen=True)
@@ -122,6 +94,17 @@ class End:
     def status(self) -> int:
         """Of rank 0; negative: the signal that has ended it."""
         return self.statuses[0]
+
+    def judged(self, committed: int) -> tuple[Outcome, str]:
+        """Return what a run came to that was to go on from step `committed` or a later one, and what was amiss."""
+        # One that was done trains no step; then its end tells where it was.
+        began = self.notes.began or self.notes.ended
+        if self.status != 0 or began is None:
+            last = self.text.strip().splitlines()[-1:] or [""]
+            return Outcome.LOST, f"status {self.status} after step {committed}: {last[0][:200]}"
+        if began.step < committed or not began.is_sound:
+            return Outcome.SILENT, f"went on after step {began.step} of {committed} with {began}"
+        return Outcome.SURVIVED, ""
 
 
 class Running:
@@ -199,8 +182,7 @@ class Subject:
 
     def start(self, order: Order) -> Running:
         """Begin a run; one at a time."""
-        fields = dataclasses.asdict(order) | {"folder": str(order.folder), "notes": str(order.notes)}
-        ranks = [json.dumps(fields | {"rank": rank}) for rank in range(order.world_size)]
+        ranks = [dataclasses.replace(order, rank=rank).to_json() for rank in range(order.world_size)]
         order.notes.parent.mkdir(parents=True, exist_ok=True)
         return Running(self, order, self.ask({"start": ranks, "log": str(order.log)}))
 

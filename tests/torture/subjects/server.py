@@ -20,26 +20,10 @@ from typing import Any
 
 import torch
 import torch._dynamo
+from meeting import forked_agent
 
-from torture.subjects.training import Notes, Order
-
-HUNG = 1000
-"""The status of a process that had to be ended."""
-
-
-def forked_agent() -> tuple[int, int]:
-    """Start what keeps the store at which ranks meet, in a process of its own, for it runs threads."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        os.write(writing, str(store.port).encode())
-        os.close(writing)
-        while True:
-            signal.pause()
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        return process, int(pipe.read())
+from torture.subjects.order import HUNG, Order
+from torture.subjects.training import Notes
 
 
 def run(order: Order, log: str, do: Callable[[Notes], None]) -> None:

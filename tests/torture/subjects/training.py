@@ -8,15 +8,12 @@ The notes are lines of JSON in a file of their own, outside of what is attacked;
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import hashlib
 import json
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,65 +22,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-SAMPLES, BATCH_SIZE = 42, 4
-STEPS_PER_EPOCH = 11
-"""The last batch of an epoch is a short one."""
+from torture.subjects.order import SAMPLES, Order
+
+BATCH_SIZE = 4
 SEED = 7
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Order:
-    """One process's order: what to train, and where.
-
-    Attributes:
-        folder: All that the run writes is below it; a run that finds another's checkpoints there goes on.
-        notes: The file of the notes; rank 1 appends `.1` to it.
-        epochs: Of eleven steps each.
-        values: Numbers in the parameter `counted`, four bytes each; the optimizer holds as many. A checkpoint has about
-            `8 * values` bytes.
-        seconds_per_step: A pause in each step.
-        every_seconds: Between two saves of smkit; the peers save after each step.
-        settings: More words for smkit's command line.
-        disk: Orders for `faulty_disk.c`, obeyed from the start of the training; empty: none.
-        faulty_rank: The one rank that obeys them; None: all do.
-        rank: Of this process.
-        world_size: How many processes there are; more than one for smkit alone.
-        workers: Processes that load the data, where a framework has such.
-        clock: Seconds by which the clock is wrong, and in each step is wrong anew, up to that much either way.
-        port: Where they meet.
-        environment: More environment variables.
-    """
-
-    folder: Path
-    notes: Path
-    epochs: int = 4
-    values: int = 2000
-    seconds_per_step: float = 0.0
-    every_seconds: float = 0.0
-    settings: tuple[str, ...] = ()
-    disk: str = ""
-    faulty_rank: int | None = None
-    rank: int = 0
-    world_size: int = 1
-    workers: int = 0
-    clock: float = 0.0
-    port: int = 0
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * STEPS_PER_EPOCH
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> Order:
-        read = json.loads(text)
-        paths = {name: Path(read[name]) for name in ("folder", "notes")}
-        return cls(**read | paths | {"settings": tuple(read["settings"])})
 
 
 class Samples(Dataset[Batch]):
