@@ -6,7 +6,6 @@ Made for what SageMaker's two runtimes put on a command line, which argparse can
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
@@ -20,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from smkit.annotations import choices, is_mapping, is_secret, is_sequence, kind_of, members, nested_model
 from smkit.contract import is_platform_hyperparameter
-from smkit.errors import ConfigurationError, shown
+from smkit.errors import ConfigurationError, did_you_mean, shown
 from smkit.hyperparameters import Hyperparameters, spellings
 
 
@@ -96,8 +95,7 @@ class OptionIndex:
         secret = next((known for known in self._by_name if self._begins(name, known)), None)
         if secret is not None:
             return f"unknown hyperparameter '{secret}...'; a value follows after a blank or '='"
-        near = difflib.get_close_matches(name.replace("-", "_"), self._by_name, 1, 0.6)
-        return f"unknown hyperparameter {shown(name)}" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"unknown hyperparameter {shown(name)}{did_you_mean(name.replace('-', '_'), self._by_name)}"
 
     @property
     def has_secrets(self) -> bool:
