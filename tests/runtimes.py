@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 HOSTS = ("algo-1", "algo-2")
+ONE_HOST = {
+    "current_host": "algo-1",
+    "current_instance_type": "local",
+    "current_group_name": "homogeneousCluster",
+    "hosts": ["algo-1"],
+    "instance_groups": [{"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": ["algo-1"]}],
+    "network_interface_name": "lo",
+}
+"""The resourceconfig.json of a job on one host."""
 HIDDEN_BY_THE_TOOLKIT = ("_tuning_objective_metric", "default_user_module_name")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from runtimes import ONE_HOST
 
 from smkit import supervisor_program
 from smkit.contract import JobTree, failure_file, success_file
@@ -46,16 +47,7 @@ class Container:
         files = {
             self.tree.hyperparameters_file: {f"sagemaker_{name}": json.dumps(value) for name, value in values.items()},
             self.tree.input_data_config_file: {},
-            self.tree.resource_config_file: {
-                "current_host": "algo-1",
-                "current_instance_type": "local",
-                "current_group_name": "homogeneousCluster",
-                "hosts": ["algo-1"],
-                "instance_groups": [
-                    {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": ["algo-1"]}
-                ],
-                "network_interface_name": "lo",
-            },
+            self.tree.resource_config_file: ONE_HOST,
         }
         for folder in (self.tree.config_dir, self.tree.model_dir, self.tree.output_data_dir):
             folder.mkdir(parents=True)

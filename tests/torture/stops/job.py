@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtimes import ONE_HOST
+
 from smkit import supervisor_program
 from smkit.contract import JobTree
 
@@ -32,16 +34,7 @@ def prepared(base: Path, script: Path, arguments: Sequence[str]) -> tuple[list[s
             name: {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
             for name in ("train", "validation")
         },
-        tree.resource_config_file: {
-            "current_host": "algo-1",
-            "current_instance_type": "local",
-            "current_group_name": "homogeneousCluster",
-            "hosts": ["algo-1"],
-            "instance_groups": [
-                {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": ["algo-1"]}
-            ],
-            "network_interface_name": "lo",
-        },
+        tree.resource_config_file: ONE_HOST,
     }
     channels = [tree.data_dir / name for name in ("train", "validation")]
     for folder in (tree.config_dir, tree.code_dir, tree.model_dir, tree.output_data_dir, *channels):
