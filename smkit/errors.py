@@ -17,6 +17,8 @@ from typing import ClassVar
 
 _MOST_PROBLEMS = 50
 """That are shown together."""
+_LONGEST_LINE = 2000
+"""Of a message, in characters: a value that a user mistook for another can be a whole file."""
 
 
 class SmkitError(Exception):
@@ -32,10 +34,10 @@ class SmkitError(Exception):
     """Status that a process ends with when this error reaches its edge."""
 
     def __init__(self, what: str, *, where: str, fix: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix
+        super().__init__(_in_short_lines(what))
+        self.what = _in_short_lines(what)
+        self.where = _in_short_lines(where)
+        self.fix = _in_short_lines(fix)
 
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
@@ -59,7 +61,7 @@ class ConfigurationError(SmkitError):
         if len(problems) > _MOST_PROBLEMS:
             lines += f"\n  - and {len(problems) - _MOST_PROBLEMS:,} more"
         error = cls(f"{count} in {subject}:{lines}", where=where, fix=fix)
-        error.problems = tuple(problems)
+        error.problems = tuple(map(_in_short_lines, problems))
         return error
 
 
@@ -86,6 +88,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return the question that follows a mistyped word in a message, nothing where no choice is like it."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _in_short_lines(text: str) -> str:
+    """Return a text with the middle of each line left out that is too long to be read."""
+    if len(text) <= _LONGEST_LINE:
+        return text
+    begin, end = _LONGEST_LINE - 600, 500
+    return "\n".join(
+        line if len(line) <= _LONGEST_LINE else f"{line[:begin]} ({len(line) - begin - end:,} characters) {line[-end:]}"
+        for line in text.split("\n")
+    )
 
 
 def _rebuild(kind: type[SmkitError], what: str, where: str, fix: str) -> SmkitError:

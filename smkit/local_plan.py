@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from smkit import contract
+from smkit.documents import is_there
 from smkit.inputs import GivenInput, local_files
 from smkit.job import Job
 from smkit.launch_arguments import LaunchArguments, absolute, refuse
@@ -140,13 +141,13 @@ def _input_problems(given: GivenInput) -> Iterator[str]:
 
 
 def _place_problems(run: LocalRun, output_dir: Path) -> Iterator[str]:
-    if (output_dir / run.name).exists():
+    if is_there(output_dir / run.name):
         yield f"name '{run.name}': {output_dir} holds a job of that name"
     entry = run.source_dir / run.entry
     if output_dir.resolve() in entry.parents and output_dir.resolve().is_relative_to(run.source_dir):
         yield f"output_dir '{output_dir}': holds the script, so that each job would hold all former ones; give another"
     for argument, folder in (("output_dir", output_dir), ("checkpoint_dir", run.checkpoint_dir)):
-        if folder is not None and folder.exists() and not folder.is_dir():
+        if folder is not None and is_there(folder) and not folder.is_dir():
             yield f"{argument} '{folder}': not a folder"
 
 

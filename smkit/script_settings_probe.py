@@ -24,6 +24,7 @@ from smkit.errors import SmkitError
 from smkit.secret_references import FORMS, is_reference
 from smkit.settings import resolve
 from smkit.sources import JobValues, job_layer
+from smkit.wire import loads_once
 
 _LABEL = "hyperparameters"
 
@@ -58,7 +59,7 @@ def _problems(settings: type[Any], texts: Mapping[str, str]) -> list[str]:
     """Read the hyperparameters as the job will: from the texts of hyperparameters.json."""
     options = options_of(settings)
     problems: list[str] = []
-    values = {name: json.loads(text) for name, text in texts.items()}
+    values = {name: loads_once(text) for name, text in texts.items()}
     layer = job_layer(JobValues(_LABEL, values, texts), options, problems)
     problems += resolve(settings, options, [layer]).problems
     problems += [

@@ -104,7 +104,9 @@ def decode_job_value(value: Any, raw: str | None, annotation: Any) -> Any:
     if value is None and type(None) in allowed:
         return None
     if isinstance(value, str):
-        return value if _takes_as_it_is(value, some) else decode(value, annotation)
+        # Without quotes it is a word, of a command line or a web console, and means what it means there.
+        is_word = raw == value
+        return value if _takes_as_it_is(value, some) and not is_word else decode(value, annotation)
     if len(some) == 1 and is_sequence(some[0]) and not isinstance(value, (list, dict)):
         return [decode_job_value(value, raw, _item_annotation(some[0]))]
     if not all(takes_text(member) for member in some):
@@ -115,6 +117,14 @@ def decode_job_value(value: Any, raw: str | None, annotation: Any) -> Any:
         return json.dumps(value)
     left = "a number or a list" if is_secret(annotation) else json.dumps(value)
     raise ValueError(f"is a text, of which only {left} is left; send it as json.dumps(text)")
+
+
+def loads_once(text: str) -> Any:
+    """Return what the one `json.loads` of every runtime makes of a hyperparameter: the text itself if it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _takes_as_it_is(text: str, some: Sequence[Any]) -> bool:
@@ -194,10 +204,16 @@ _ROOM_FOR_THE_PLATFORM = 10
 """Entries kept free for the toolkit's own `sagemaker_*` hyperparameters."""
 
 
+class Word(str):
+    """A text that a user wrote on a command line: the job's script reads it as it would read it there."""
+
+    __slots__ = ()
+
+
 def encode(hyperparameters: Hyperparameters | Mapping[str, object]) -> dict[str, str]:
     """Return `{name: json.dumps(value)}`, the one form that every runtime gives back to the script unchanged.
 
-    A secret travels only as a reference to it.
+    A `Word` that is no JSON travels without quotes. A secret travels only as a reference to it.
 
     Raises:
         ConfigurationError: Values that would not reach the script as they are, or that the API refuses; all at once.
@@ -300,13 +316,24 @@ def _json_text(value: object) -> tuple[str, str | None]:
     """Return a value as JSON, or the reason why it cannot travel so."""
     try:
         problem = _value_problem(value)
-        text = "" if problem else json.dumps(value, default=_plain)
+        text = "" if problem else str(value) if _is_plain_word(value) else json.dumps(value, default=_plain)
     except (ValueError, RecursionError) as error:
         return "", f"has no JSON form ({error})"
     if len(text) > contract.MAX_HYPERPARAMETER_VALUE:
         most = contract.MAX_HYPERPARAMETER_VALUE
         problem = f"{len(text)} characters as JSON, and SageMaker takes {most}; put it into a file in a channel"
     return text, problem
+
+
+def _is_plain_word(value: object) -> bool:
+    """Whether a value is a word that no runtime takes for JSON, and that every one leaves as it is."""
+    return (
+        isinstance(value, Word)
+        and value.isascii()
+        and value.isprintable()
+        and value.strip() == value != ""
+        and loads_once(value) is value
+    )
 
 
 _READABLE = f"a secret would be readable in the job's description and log; send a reference to it: {FORMS}"

@@ -170,7 +170,9 @@ ALLOWED = {
     # launch wing
     "inputs": {"contract", "errors", "s3_uris"},
     "launch_arguments": {"contract", "errors", "hyperparameters", "inputs", "secret_references"},
-    "script_settings_probe": {"annotations", "arguments", "errors", "secret_references", "settings", "sources"},
+    "script_settings_probe": {
+        *("annotations", "arguments", "errors", "secret_references", "settings", "sources", "wire"),
+    },
     "script_settings": {"hyperparameters", "wire"},
     "supervisor_program": set(),
     "supervisor": set(),
@@ -245,7 +247,9 @@ ALLOWED = {
     # jobs on this machine
     "hosts": {"contract", "errors"},
     "local": {"artifacts", "contract", "errors", "hosts", "inputs", "job", "job_cost", "log_view"},
-    "local_plan": {"contract", "inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"},
+    "local_plan": {
+        *("contract", "documents", "inputs", "job", "launch_arguments", "local", "plan", "preparation", "report"),
+    },
     # the doors
     "estimator_words": {"errors"},
     "argument_types": {"launch_arguments"},
@@ -256,7 +260,7 @@ ALLOWED = {
     # the command line
     "commands": set(),
     "commands.screens": {"errors", "report"},
-    "commands.script_command_line": {"sources"},
+    "commands.script_command_line": {"sources", "wire"},
     "commands.launch_options": {"commands.script_command_line", "sources"},
     "commands.account": {
         *("cloud.aws", "cloud.doctor", "cloud.images", "cloud.policies", "cloud.role", "cloud.storage"),

@@ -81,6 +81,20 @@ def _outcome(argv: list[str], env: dict[str, str]) -> Settings | None:
         return None
 
 
+@pytest.mark.parametrize("word", ["--monitor_metric=None", "--note=None", "--label=None", "--note=a b", "--label=é"])
+def test_a_word_is_no_text_between_quotes(word: str) -> None:
+    texts = encode(read([word], "").hyperparameters)
+    with tempfile.TemporaryDirectory() as base:
+        start = toolkit(write_config(Path(base), hyperparameters=texts), texts)
+        assert _outcome(start.argv, start.env) == _outcome([word, f"--run-dir={base}/run"], {})
+        # What a program sends as a text is that text.
+        quoted = encode({word[2:].partition("=")[0]: "None"})
+        start = toolkit(write_config(Path(base), hyperparameters=quoted), quoted)
+        found = _outcome(start.argv, start.env)
+        assert found is not None
+        assert "None" in found.__dict__.values()
+
+
 @pytest.mark.parametrize(
     ("line", "hyperparameters"),
     [

@@ -135,8 +135,24 @@ def test_csv_of_many_writers(tmp_path, content, name):
 
 
 @pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        (",label,name\n0,cat,tom\n1,dog,rex\n", ("label", "name")),
+        ("1,,x\n2,3.5,y\n", ("0", "1", "2")),
+        ("x,,\ny,3.5,4.5\n", ("0", "1", "2")),
+    ],
+)
+def test_a_gap_in_the_first_line_tells_no_header_from_a_row(tmp_path, content, columns):
+    batch = everything(table(tmp_path, content, label=""))
+    assert tuple(batch) == columns
+
+
+@pytest.mark.parametrize(
     ("content", "options", "said"),
     [
+        ("label,a,", {}, "the files hold a header and no rows"),
+        ("y,a\n\ufeff1,2\n", {}, "a.csv, line 2: a byte order mark, which belongs to the start of a file"),
+        ("y,a\n1,2\n\ufeffy,a\n", {}, "a.csv, line 3: a byte order mark, which belongs to the start of a file"),
         ("a,y\n1,2\n\n3,4\n", {}, "a.csv, line 3: the line is blank"),
         ("a,y\n1,2\n3\n", {}, "a.csv, line 3: the row has 1 values, and the table 2 columns"),
         ("a,y\n1,2\n3,0.5\n", {}, None),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smkit.sources import read_config
+from smkit.wire import Word
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf\b|nan\b)", re.IGNORECASE)
 
@@ -107,7 +108,7 @@ def _value_of(texts: Sequence[str]) -> object:
     """
     if len(texts) != 1:
         return list(texts) or True
-    text = texts[0]
+    text = Word(texts[0])
     try:
         found: object = json.loads(text)
     except (ValueError, RecursionError):

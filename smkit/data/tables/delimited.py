@@ -38,7 +38,8 @@ class _Start(NamedTuple):
 class Delimited(Format):
     """CSV files that are alike: all with the same header, or none with one.
 
-    A first line without a number is a header, and so is one with a text above a number. Without a header columns are
+    A first line without a number is a header, and so is one with a text above a number, but not one with nothing above
+    a number, unless that is in the first column, where pandas writes its index. Without a header columns are
     called by their place, "0", "1", ..., and the first one is the label. The delimiter is the comma, or, where the
     first line has none and in .tsv files, a tab, semicolon or bar. A number may be missing: empty, NA, NaN, null.
 
@@ -100,6 +101,10 @@ class Delimited(Format):
             # A disk that lost power and a download that was cut leave zeros.
             row = data.count(b"\n", 0, place)
             raise self.wrong(block, row, "there is a NUL character", _ARRIVED)
+        if data.startswith(_BOM) or b"\n" + _BOM in data:
+            row = 0 if data.startswith(_BOM) else data.count(b"\n", 0, data.index(b"\n" + _BOM)) + 1
+            fix = "join files without their byte order marks, and without their headers"
+            raise self.wrong(block, row, "a byte order mark, which belongs to the start of a file", fix)
         has_quotes = b'"' in data
         if has_quotes and not self._quoted[block.file]:
             self._check_quotes(block.file)
@@ -169,11 +174,12 @@ class Delimited(Format):
         if all(map(_is_number, first.cells)):
             return None
         second = self._first_row(file, head, first.end).cells if head[first.end :].strip() else []
-        pairs = zip(first.cells, second, strict=False)
-        has_text_above_number = any(
-            not _is_number(upper) and lower not in MISSING and _is_number(lower) for upper, lower in pairs
-        )
-        if has_text_above_number or not any(map(_is_number, first.cells)):
+        is_above_number = [lower not in MISSING and _is_number(lower) for lower in second]
+        pairs = list(zip(first.cells, is_above_number, strict=False))
+        has_text_above_number = any(is_above and not _is_number(cell) for cell, is_above in pairs)
+        has_gap_above_number = any(is_above and cell in MISSING for cell, is_above in pairs[1:])
+        has_number = any(_is_number(cell) and cell not in MISSING for cell in first.cells)
+        if has_text_above_number or not (has_number or has_gap_above_number):
             return [name.strip() for name in first.cells]
         return None
 

@@ -187,9 +187,11 @@ _right_rows = st.sampled_from(_RIGHT)
 
 def _csv(content: bytes) -> Columns:
     text = content.decode("utf-8").removeprefix("\ufeff")
-    text = text.rstrip("\r\n")
+    text = text.strip("\r\n")
     if "\r" in text.replace("\r\n", "") or "\0" in text:
         raise ValueError("a line end or a NUL that readers take differently")
+    if "\n\ufeff" in text:
+        raise ValueError("the beginning of another file in this one")
     header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     if not rows or len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
         raise ValueError("rows of several lengths, or none")
@@ -225,7 +227,7 @@ def _batch(columns: Mapping[str, list[Any]]) -> Columns:
     if label and isinstance(label[0], str):
         classes = sorted(set(label))
         whole = [name for name in classes if re.fullmatch("-?[0-9]+", name)]
-        if len(classes) - len(whole) < len(whole):
+        if 0 < len(classes) - len(whole) < len(whole):
             raise ValueError("a stray text among numbers")
         found: Columns = {"classes": classes, "label": [classes.index(name) for name in label]}
     else:
@@ -646,10 +648,20 @@ def _frames(content: bytes) -> list[bytes]:
 
 
 def _plain_record(record: bytes) -> tuple[list[float], float]:
-    """Return the numbers of a record that is as `_record` writes it but for its numbers."""
+    """Return the numbers of a record that is as `_record` writes it but for its numbers and the names of its tensors.
+
+    One tensor needs no name: another one, or one in a field that nobody knows, is as good.
+    """
     plain = _record([0.0, 0.0], 0.0)[8:]
     start, label = plain.find(bytes(8)), plain.rfind(bytes(4))
-    as_written = record[:start] + bytes(8) + record[start + 8 : label] + bytes(4) + record[label + 4 :]
+    as_written = bytearray(record)
+    as_written[start : start + 8] = bytes(8)
+    as_written[label : label + 4] = bytes(4)
+    for place in (plain.find(b"values"), plain.rfind(b"values")):
+        as_written[place : place + 6] = b"values"
+        tag = as_written[place - 2]
+        if tag & 7 == 2 and tag >> 3 != 2:
+            as_written[place - 2] = plain[place - 2]
     if as_written != plain[: len(record)]:
         raise ValueError("other than it is written")
     return list(struct.unpack("<2f", record[start : start + 8])), struct.unpack("<f", record[label : label + 4])[0]
