@@ -21,6 +21,8 @@ MOST_BYTES = 16 << 20
 """Of a file; the largest of a job, hyperparameters.json, has a hundredth of it."""
 _MOST_VALUES = 1 << 20
 """Of a document, what its YAML aliases stand for counted each time."""
+_DEEPEST = 500
+"""Values within values of a YAML file; a hyperparameter may have a hundred."""
 _MOST_BITS = 1 << 12
 """Of a whole number; Python writes none of more than 4,300 digits."""
 
@@ -175,6 +177,17 @@ def _load_yaml(text: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         """YAML without what is read differently from how it looks: names given twice, `010` and `1:30` as numbers."""
+
+        depth = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            # Python would give up later, after seconds: PyYAML looks at all that is open for each character.
+            self.depth += 1
+            if self.depth > _DEEPEST:
+                raise RecursionError
+            found = super().compose_node(parent, index)
+            self.depth -= 1
+            return found
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
             # Before `<<` is resolved: what a mapping takes over from another one it may give again.

@@ -22,7 +22,7 @@ from smkit.event_file import EventFile
 logger = logging.getLogger(__name__)
 
 _MOST_WAITING = 1000
-"""Records that may wait for a disk; later ones are dropped."""
+"""Records that may wait for a disk; later ones are dropped, and counted."""
 _MOST_ROW_BYTES = 2**20
 _SECONDS_TO_CLOSE = 10.0
 
@@ -48,6 +48,7 @@ class MetricFiles:
         self._events: EventFile | None = None
         self._lock = threading.Lock()
         self._waiting: list[Record] = []
+        self._dropped = 0
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
 
@@ -58,9 +59,16 @@ class MetricFiles:
         if self._row_count is None:
             self._row_count = 0 if self._jsonl_file is None else sum(1 for _ in _rows_of(self._jsonl_file))
         with self._lock:
-            if len(self._waiting) >= _MOST_WAITING:
-                return
-            self._waiting.append(record)
+            is_dropped = len(self._waiting) >= _MOST_WAITING
+            self._dropped += is_dropped
+            is_first = self._dropped == 1
+            if not is_dropped:
+                self._waiting.append(record)
+        if is_dropped:
+            if is_first:
+                place = self._jsonl_file or self._tensorboard_dir
+                logger.warning("%s hangs: %d metric records wait, and more are dropped", place, _MOST_WAITING)
+            return
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_all, name="smkit-metrics", daemon=True)
             self._writer.start()
@@ -128,6 +136,11 @@ class MetricFiles:
             # A checkpoint knows of a record as one that is there or one that is on its way.
             self._waiting = [one for one in self._waiting if one is not record]
             self._row_count = (self._row_count or 0) + is_row
+            dropped, self._dropped = self._dropped, 0
+        for place in filter(None, (self._jsonl_file, self._tensorboard_dir)):
+            # They came after this record, and are told of when the next one is written.
+            if dropped:
+                self._missing[place] = self._missing.get(place, 0) + dropped
         if self._jsonl_file is not None and not is_row:
             _close(self._rows)
             self._rows = None

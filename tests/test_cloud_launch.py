@@ -184,6 +184,12 @@ def test_all_mistakes_are_found_before_anything_is_sent(sagemaker: SageMaker, fo
     assert sagemaker.requests() == []
 
 
+def test_a_bucket_that_was_named_is_never_made(sagemaker: SageMaker, launch: Launch) -> None:
+    with pytest.raises(smkit.ConfigurationError, match="there is no bucket 'smkit-tsets' in account 123456789012"):
+        launch("", bucket="smkit-tsets")
+    assert not {"CreateBucket", "PutObject", "CreateTrainingJob"} & set(sagemaker.actions())
+
+
 def run_cli(*words: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "smkit", *words], capture_output=True, text=True, check=False, timeout=120

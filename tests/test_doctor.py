@@ -92,6 +92,9 @@ def test_a_bucket_is_ours_or_not_there_yet(sagemaker: SageMaker) -> None:
     assert found("bucket", bucket=sagemaker.bucket).finding == "smkit-tests is yours"
     assert found("bucket", bucket="theirs").state == "problem"
     assert "'far' lies in eu-west-1, and the job would run in us-east-1" in found("bucket", bucket="far").finding
+    misspelt = found("bucket", bucket="smkit-tsets")
+    assert (misspelt.state, misspelt.finding) == ("problem", "there is no bucket 'smkit-tsets' in account 123456789012")
+    assert misspelt.fix.startswith("make it with `aws s3 mb s3://smkit-tsets --region us-east-1`; or leave bucket out")
     missing = found("bucket")
     assert (missing.state, missing.finding) == (
         "ok",

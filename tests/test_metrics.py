@@ -147,8 +147,6 @@ def test_points_are_in_the_file_as_soon_as_they_are_written_and_no_two_files_are
 
     # Two processes of one number in one second, as in containers, neither of which comes to its end.
     logs = [smkit.MetricLog(tensorboard_dir=tmp_path, prints=False) for _ in range(2)]
-    for step, log in enumerate(logs, start=1):
-        log.write(step, 1, {"loss": 10.0 + step})
 
     def points() -> list[tuple[int, float]]:
         # A new one each time: it reads no file again that has others after it.
@@ -156,8 +154,10 @@ def test_points_are_in_the_file_as_soon_as_they_are_written_and_no_two_files_are
         events.Reload()
         return [(event.step, event.value) for event in events.Scalars("loss")] if events.Tags()["scalars"] else []
 
-    # They are written in another thread.
-    wait_until(lambda: points() == [(1, 11.0), (2, 12.0)])
+    for step, log in enumerate(logs, start=1):
+        log.write(step, 1, {"loss": 10.0 + step})
+        # They are written in another thread.
+        wait_until(lambda count=step: points() == [(1, 11.0), (2, 12.0)][:count])
     assert len(list(tmp_path.iterdir())) == 2
     for log in logs:
         log.close()
@@ -219,6 +219,27 @@ def test_a_row_that_was_on_its_way_when_a_checkpoint_was_taken_is_made_up(
     assert len(rows) == 899
     assert rows[-1]["step"] == 899
     assert {} in rows
+
+
+def test_records_that_a_hanging_disk_has_cost_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    disk_answers = threading.Event()
+    row = metric_files._row
+    monkeypatch.setattr(metric_files, "_row", lambda record: disk_answers.wait(SECONDS) and row(record))
+    log = smkit.MetricLog(file, prints=False)
+    for step in range(1, 1501):
+        log.write(step, 1, {"loss": 1.0})
+    disk_answers.set()
+    wait_until(lambda: log.state_dict()["rows"] == 1000)
+    log.write(1501, 1, {"loss": 1.0})
+    log.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [*range(1, 1001), 1501]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} hangs: 1000 metric records wait, and more are dropped",
+        f"metrics are written to {file} again; 500 records are missing there",
+    ]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.part"])

@@ -21,6 +21,7 @@ import pytest
 from botocore.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import wait_until
 from sagemaker.fixture import SageMaker
 
 from smkit.cli import main
@@ -272,8 +273,14 @@ def test_a_wait_asks_for_renewed_credentials_and_goes_on(
     job = start("echo 1; sleep 3; echo 2")
     lines = job.logs()
     assert next(lines) == "1"
+    sagemaker.forget_requests()
     sagemaker.settings(expired_keys=[sagemaker.environment["AWS_ACCESS_KEY_ID"]])
-    signing_in = threading.Timer(2.0, sagemaker.settings, kwargs={"expired_keys": []})
+
+    def sign_in() -> None:
+        wait_until(lambda: len(sagemaker.requests()) > 1)
+        sagemaker.settings(expired_keys=[])
+
+    signing_in = threading.Thread(target=sign_in)
     signing_in.start()
     assert list(lines) == ["2"]
     signing_in.join()

@@ -150,6 +150,7 @@ def test_a_gap_in_the_first_line_tells_no_header_from_a_row(tmp_path, content, c
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
+        ('""label,a\n1,2\n', {}, "the first rows of a.csv cannot be read: ',' expected after '\"'"),
         ("label,a,", {}, "the files hold a header and no rows"),
         ("y,a\n\ufeff1,2\n", {}, "a.csv, line 2: a byte order mark, which belongs to the start of a file"),
         ("y,a\n1,2\n\ufeffy,a\n", {}, "a.csv, line 3: a byte order mark, which belongs to the start of a file"),

@@ -193,6 +193,8 @@ def _bucket(clients: Clients, wishes: Wishes) -> Iterator[Check]:
     storage = Storage(clients, bucket, clients.account)
     try:
         is_there = storage.is_there()
+        if not is_there and (missing := storage.missing()):
+            raise missing
     except SmkitError as error:
         yield Check("bucket", "problem", error.what, error.fix)
         return

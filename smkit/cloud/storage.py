@@ -73,9 +73,10 @@ class Storage:
         return f"s3://{self.bucket}/{key}"
 
     def ensure_bucket(self) -> None:
-        """Make the bucket if it is missing; another launch may do the same at the same moment.
+        """Make the default bucket if it is missing; another launch may do the same at the same moment.
 
-        A bucket that smkit makes has S3's defaults: no public access, objects encrypted, owner enforced.
+        A bucket that smkit makes has S3's defaults: no public access, objects encrypted, owner enforced. One of another
+        name is not made, for a name that nobody has is a mistake.
 
         Raises:
             ConfigurationError: The bucket belongs to another account, lies in another region, or may not be made.
@@ -204,8 +205,22 @@ class Storage:
             )
         return True
 
+    def missing(self) -> ConfigurationError | None:
+        """Return the error that the bucket is not there, None if a launch makes it."""
+        default = default_bucket(self.clients, self.owner)
+        if self.bucket == default:
+            return None
+        return ConfigurationError(
+            f"there is no bucket '{self.bucket}' in account {self.owner}",
+            where=f"s3://{self.bucket}",
+            fix=f"make it with `aws s3 mb s3://{self.bucket} --region {self.clients.region}`; or leave bucket out, for "
+            f"{default}, which is made if it is missing",
+        )
+
     def _create(self) -> bool:
         """Make the bucket; return whether it is made and not just about to be."""
+        if error := self.missing():
+            raise error
         # S3 takes every region as a constraint but its first.
         elsewhere = self.clients.region != "us-east-1"
         place = {"CreateBucketConfiguration": {"LocationConstraint": self.clients.region}} if elsewhere else {}
@@ -305,9 +320,9 @@ class Storage:
             events.unregister("before-parameter-build.s3.CompleteMultipartUpload", verify_file)
 
 
-def default_bucket(clients: Clients) -> str:
-    """Return the name of the bucket that SageMaker's own tools use too."""
-    return f"sagemaker-{clients.region}-{clients.account}"
+def default_bucket(clients: Clients, account: str = "") -> str:
+    """Return the name of the bucket that SageMaker's own tools use too; without an account, that of the credentials."""
+    return f"sagemaker-{clients.region}-{account or clients.account}"
 
 
 def _base64(digest: bytes) -> str:

@@ -157,7 +157,7 @@ class Delimited(Format):
             cells = (
                 next(csv.reader([text], delimiter=self._delimiter), [])
                 if '"' not in text
-                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
+                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
             )
         except UnicodeDecodeError as error:
             raise DataError(

@@ -187,7 +187,8 @@ _right_rows = st.sampled_from(_RIGHT)
 
 def _csv(content: bytes) -> Columns:
     text = content.decode("utf-8").removeprefix("\ufeff")
-    text = text.strip("\r\n")
+    # At the start of a line it is nothing to any reader that knows lines.
+    text = re.sub(r"\n\r(?!\n)", "\n", text.strip("\r\n"))
     if "\r" in text.replace("\r\n", "") or "\0" in text:
         raise ValueError("a line end or a NUL that readers take differently")
     if "\n\ufeff" in text:
@@ -202,7 +203,7 @@ def _csv(content: bytes) -> Columns:
 def _typed(cells: Sequence[str]) -> list[Any]:
     """Return cells as whole numbers, numbers, or the texts that they are."""
     stripped = [cell.strip(" \t") for cell in cells]
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", cell) for cell in stripped):
+    if all(re.fullmatch(r"[+-]?[0-9]{1,19}", cell) and -(2**63) <= int(cell) < 2**63 for cell in stripped):
         return [int(cell) for cell in stripped]
     numbers = [math.nan if cell in MISSING else _number(text) for cell, text in zip(cells, stripped, strict=True)]
     return list(cells) if None in numbers else numbers
