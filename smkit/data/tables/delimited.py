@@ -152,12 +152,14 @@ class Delimited(Format):
             raise DataError(
                 f"the first rows of {self.files[file]} hold a NUL character", where=self.where, fix=_ARRIVED
             )
+        # One that is not closed is told of with the whole file in sight.
+        is_closed = head.count(b'"', begin, end) % 2 == 0
         try:
             text = head[begin:end].decode().rstrip("\r\n")
             cells = (
                 next(csv.reader([text], delimiter=self._delimiter), [])
                 if '"' not in text
-                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
+                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=is_closed))
             )
         except UnicodeDecodeError as error:
             raise DataError(
