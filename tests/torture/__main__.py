@@ -48,9 +48,13 @@ def main() -> int:
         rounds = options.rounds or GROUPS[name]
         with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
             campaign = Campaign(tally, rounds, Path(folder), options.seed, options.subjects, options.out)
-            importlib.import_module(f"torture.{name}").attack(campaign)
-        minutes = (time.monotonic() - began) / 60
-        print(f"\n## {name}: {rounds} rounds, seed {options.seed}, {minutes:.1f} min\n\n{tally.table()}", flush=True)
+            try:
+                importlib.import_module(f"torture.{name}").attack(campaign)
+            finally:
+                # What it came to is known even of one that is cut off.
+                minutes = (time.monotonic() - began) / 60
+                title = f"{name}: {rounds} rounds, seed {options.seed}, {minutes:.1f} min"
+                print(f"\n## {title}\n\n{tally.table()}", flush=True)
         failures += tally.failures()
     print("\n".join(["", f"smkit: {len(failures)} lost or silent", *failures]))
     return 1 if failures else 0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from torture.subjects.training import BATCH_SIZE, SEED, STEPS_PER_EPOCH, Batch, Counting, Network, Notes, Samples
+from torture.subjects.order import STEPS_PER_EPOCH
+from torture.subjects.training import BATCH_SIZE, SEED, Batch, Counting, Network, Notes, Samples
 
 KEPT = 2
 """Checkpoints, where a peer lets its user say."""
