@@ -52,6 +52,13 @@ def explained(error: Exception) -> SmkitError | None:
             fix="look for a label that is negative, or not below the number of the model's outputs; names of classes "
             "in place of numbers are numbered by smkit",
         )
+    if isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel"):
+        return SmkitError(
+            "a batch normalization was given one sample, of which there is no variance",
+            where=report.own_line(error) or "the training",
+            fix="the last batch of an epoch holds what is left over, and each process and each part of an accumulation "
+            "gets its share: choose a batch_size that leaves more than one for each, or LayerNorm or GroupNorm",
+        )
     if not isinstance(error, RuntimeError):
         return None
     return _of_the_gpu(error) or _of_the_ranks(str(error))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lines import Batch, LineTrainer, Run
 from patience import SECONDS
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import smkit
@@ -81,6 +81,18 @@ def test_a_full_gpu_is_told_with_the_users_own_line(run: Run) -> None:
     assert f"{__file__}:" in caught.value.where
     assert "in training_step: raise self.failure" in caught.value.where
     assert "--gradient-accumulation-steps" in caught.value.fix
+
+
+class Normalizing(LineTrainer):
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(3, dtype=torch.float64), super().build_model())
+
+
+def test_one_sample_left_over_for_a_batch_normalization_is_told(run: Run) -> None:
+    with pytest.raises(smkit.SmkitError, match="was given one sample, of which there is no variance") as caught:
+        run(Normalizing, "--batch-size", "37").fit()
+    assert "in training_step: return mse_loss(" in caught.value.where
+    run(Normalizing, "--batch-size", "36").fit()
 
 
 def test_a_process_whose_gpu_is_lost_ends_with_its_status_whatever_would_be_tidied_up() -> None:
