@@ -39,6 +39,8 @@ from smkit.state import FlatState, flatten
 logger = logging.getLogger(__name__)
 
 _MIN_KEEP = 3
+_SLOW_SECONDS = 600.0
+"""After which somebody should look at the disk: no checkpoint of a sound one takes so long."""
 _FAILURES_TO_RAISE = 3
 _SAVES_BETWEEN_MILESTONES = 100
 _MILESTONES = 2
@@ -90,6 +92,8 @@ class CheckpointStore:
         self._companions = tuple(companions)
         self._buffers: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
+        self._slow_time = math.inf
+        """When it is told, by `time.monotonic()`, that the save in flight is slow."""
         self.saved_step: int | None = None
         """Step of the last checkpoint that this store has brought to the disk."""
         self._failures = 0
@@ -127,6 +131,7 @@ class CheckpointStore:
         self._writer = threading.Thread(
             target=self._write_in_background, args=(staged,), name="smkit-checkpoint", daemon=True
         )
+        self._slow_time = time.monotonic() + _SLOW_SECONDS
         self._writer.start()
         return time.perf_counter() - began
 
@@ -148,7 +153,22 @@ class CheckpointStore:
     @property
     def is_saving(self) -> bool:
         """Whether a save, or `reserve`, is under way."""
-        return self._writer is not None and self._writer.is_alive()
+        if self._writer is None or not self._writer.is_alive():
+            return False
+        self._tell_if_slow()
+        return True
+
+    def _tell_if_slow(self) -> None:
+        if time.monotonic() < self._slow_time:
+            return
+        self._slow_time = math.inf
+        if self._ranks.is_first:
+            logger.warning(
+                "a checkpoint is on its way for %.0f minutes: %s is slow or hangs; the last one that is saved is %s",
+                _SLOW_SECONDS / 60,
+                self._directory,
+                "none of this process" if self.saved_step is None else f"that of step {self.saved_step}",
+            )
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Return True as soon as no save is in flight, or False after `timeout_seconds`, even if the disk hangs.
@@ -158,7 +178,12 @@ class CheckpointStore:
         """
         writer = self._writer
         if writer is not None:
-            writer.join(timeout_seconds)
+            deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+            if self._slow_time < deadline:
+                writer.join(max(0.0, self._slow_time - time.monotonic()))
+                if writer.is_alive():
+                    self._tell_if_slow()
+            writer.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
             if writer.is_alive():
                 return False
         error, self._error = self._error, None

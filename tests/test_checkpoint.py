@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from patience import patient_with
 from torch import nn
 
+from smkit import checkpoint
 from smkit.checkpoint import CheckpointStore
 from smkit.errors import CheckpointError, ConfigurationError
 from smkit.manifest import is_committed
@@ -139,6 +140,25 @@ def held_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(os, "fsync", hang)
     yield release
     release.set()
+
+
+def test_a_save_that_does_not_end_is_told_of_once(
+    tmp_path: Path, held_disk: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SLOW_SECONDS", 2.0)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.start(1, {"a": torch.ones(2)})
+    assert store.is_saving
+    assert not store.wait(0.01)
+    assert caplog.messages == []
+    assert not store.wait(2.5)
+    assert store.is_saving
+    assert caplog.messages == [
+        f"a checkpoint is on its way for 0 minutes: {tmp_path / 'checkpoints'} is slow or hangs; "
+        "the last one that is saved is none of this process"
+    ]
+    held_disk.set()
+    assert store.wait()
 
 
 # What a state may hold
