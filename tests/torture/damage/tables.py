@@ -53,7 +53,8 @@ def attack(campaign: Campaign) -> None:
             campaign.tally.count(
                 f"rows of a table: {kind}", "smkit", outcome, f"round {number}, {name} of {file}: {why}"
             )
-            shutil.rmtree(copy, ignore_errors=True)
+            for used in (copy, folder / ".away"):
+                shutil.rmtree(used, ignore_errors=True)
 
 
 def mutation_of(mutation: Mutation, path: Path, campaign: Campaign, number: int) -> None:
