@@ -92,8 +92,6 @@ class CheckpointStore:
         self._companions = tuple(companions)
         self._buffers: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
-        self._slow_time = math.inf
-        """When it is told, by `time.monotonic()`, that the save in flight is slow."""
         self.saved_step: int | None = None
         """Step of the last checkpoint that this store has brought to the disk."""
         self._failures = 0
@@ -131,7 +129,6 @@ class CheckpointStore:
         self._writer = threading.Thread(
             target=self._write_in_background, args=(staged,), name="smkit-checkpoint", daemon=True
         )
-        self._slow_time = time.monotonic() + _SLOW_SECONDS
         self._writer.start()
         return time.perf_counter() - began
 
@@ -153,22 +150,7 @@ class CheckpointStore:
     @property
     def is_saving(self) -> bool:
         """Whether a save, or `reserve`, is under way."""
-        if self._writer is None or not self._writer.is_alive():
-            return False
-        self._tell_if_slow()
-        return True
-
-    def _tell_if_slow(self) -> None:
-        if time.monotonic() < self._slow_time:
-            return
-        self._slow_time = math.inf
-        if self._ranks.is_first:
-            logger.warning(
-                "a checkpoint is on its way for %.0f minutes: %s is slow or hangs; the last one that is saved is %s",
-                _SLOW_SECONDS / 60,
-                self._directory,
-                "none of this process" if self.saved_step is None else f"that of step {self.saved_step}",
-            )
+        return self._writer is not None and self._writer.is_alive()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Return True as soon as no save is in flight, or False after `timeout_seconds`, even if the disk hangs.
@@ -178,12 +160,7 @@ class CheckpointStore:
         """
         writer = self._writer
         if writer is not None:
-            deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-            if self._slow_time < deadline:
-                writer.join(max(0.0, self._slow_time - time.monotonic()))
-                if writer.is_alive():
-                    self._tell_if_slow()
-            writer.join(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+            writer.join(timeout_seconds)
             if writer.is_alive():
                 return False
         error, self._error = self._error, None
@@ -311,7 +288,27 @@ class CheckpointStore:
         except Exception as error:  # `wait` raises it in the caller's thread
             self._error = error
 
+    @contextlib.contextmanager
+    def _watched(self, step: int) -> Iterator[None]:
+        """Tell of a save that takes very long; the thread that does it may wait for a disk that hangs."""
+        saved = "none of this process" if self.saved_step is None else f"that of step {self.saved_step}"
+        text = "the checkpoint of step %d is on its way for %.0f minutes: %s is slow or hangs%s; the last one is %s"
+        others = ", or where another process saves" if self._ranks.world_size > 1 else ""
+        words = (text, step, _SLOW_SECONDS / 60, self._directory, others, saved)
+        timer = threading.Timer(_SLOW_SECONDS, logger.warning, words)
+        timer.daemon = True
+        if self._ranks.is_first:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _write(self, staged: _Staged) -> Path:
+        with self._watched(staged.step):
+            return self._write_parts(staged)
+
+    def _write_parts(self, staged: _Staged) -> Path:
         """Write this rank's files; when all ranks have, rank 0 writes the manifest, and all learn what came of it."""
         written = self._ranks.gathered_in_background(staged.written(self._ranks.rank))
         problem = next((outcome for outcome in written if isinstance(outcome, CheckpointError)), None)

@@ -46,6 +46,11 @@ INTERRUPTED_EXIT_STATUS = 130
 _PLATFORM_HYPERPARAMETER = re.compile(r"sagemaker_.*|_tuning_objective_metric|default_user_module_name")
 
 
+def default_bucket(region: str, account: str) -> str:
+    """Return the name of the bucket that SageMaker's own tools use too (SDK: session.py, default_bucket)."""
+    return f"sagemaker-{region}-{account}"
+
+
 def is_platform_hyperparameter(name: str) -> bool:
     """Whether a hyperparameter is the platform's own; the toolkit hides these from the script, the driver does not."""
     return _PLATFORM_HYPERPARAMETER.fullmatch(name) is not None

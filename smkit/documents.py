@@ -21,7 +21,7 @@ MOST_BYTES = 16 << 20
 """Of a file; the largest of a job, hyperparameters.json, has a hundredth of it."""
 _MOST_VALUES = 1 << 20
 """Of a document, what its YAML aliases stand for counted each time."""
-_DEEPEST = 500
+_DEEPEST = 150
 """Values within values of a YAML file; a hyperparameter may have a hundred."""
 _MOST_BITS = 1 << 12
 """Of a whole number; Python writes none of more than 4,300 digits."""
@@ -181,7 +181,7 @@ def _load_yaml(text: str) -> Any:
         depth = 0
 
         def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-            # Python would give up later, after seconds: PyYAML looks at all that is open for each character.
+            # Where Python's own limit is higher, minutes: PyYAML looks at all that is open at each character.
             self.depth += 1
             if self.depth > _DEEPEST:
                 raise RecursionError

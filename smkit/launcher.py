@@ -128,7 +128,8 @@ def launch(
         profile_name: The AWS profile to use.
         session: A `boto3.Session`, or the SageMaker SDK's Session, instead of a profile.
         region: The region; otherwise the session's.
-        bucket: The bucket for source, data and results; otherwise `sagemaker-{region}-{account}`, made if missing.
+        bucket: The bucket for source, data and results, which must be there (looked at when something is uploaded);
+            otherwise `sagemaker-{region}-{account}`, made if missing.
         image_uri: The container image, instead of one of the PyTorch images of AWS.
         framework_version: The PyTorch version of that image; otherwise the newest that runs on the instance type.
         py_version: Its Python version, checked against the image.

@@ -61,13 +61,12 @@ class MetricFiles:
         with self._lock:
             is_dropped = len(self._waiting) >= _MOST_WAITING
             self._dropped += is_dropped
-            is_first = self._dropped == 1
+            is_first_dropped = is_dropped and self._dropped == 1
             if not is_dropped:
                 self._waiting.append(record)
+        if is_first_dropped:
+            logger.warning("%d metric records wait for the disk, and more are dropped: %s", _MOST_WAITING, self._places)
         if is_dropped:
-            if is_first:
-                place = self._jsonl_file or self._tensorboard_dir
-                logger.warning("%s hangs: %d metric records wait, and more are dropped", place, _MOST_WAITING)
             return
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_all, name="smkit-metrics", daemon=True)
@@ -136,11 +135,6 @@ class MetricFiles:
             # A checkpoint knows of a record as one that is there or one that is on its way.
             self._waiting = [one for one in self._waiting if one is not record]
             self._row_count = (self._row_count or 0) + is_row
-            dropped, self._dropped = self._dropped, 0
-        for place in filter(None, (self._jsonl_file, self._tensorboard_dir)):
-            # They came after this record, and are told of when the next one is written.
-            if dropped:
-                self._missing[place] = self._missing.get(place, 0) + dropped
         if self._jsonl_file is not None and not is_row:
             _close(self._rows)
             self._rows = None
@@ -148,6 +142,15 @@ class MetricFiles:
         if directory is not None and not self._is_written(directory, self._write_events, record):
             _close(self._events)
             self._events = None
+        with self._lock:
+            dropped = 0 if self._waiting else self._dropped
+            self._dropped -= dropped
+        if dropped:
+            logger.warning("the disk has taken the metrics that waited; %d were dropped: %s", dropped, self._places)
+
+    @property
+    def _places(self) -> str:
+        return ", ".join(str(place) for place in (self._jsonl_file, self._tensorboard_dir) if place is not None)
 
     def _is_written(self, place: Path, write: Callable[[Path, Record], None], record: Record) -> bool:
         """Write a record; whatever the disk says of it, the next one is tried again."""

@@ -123,7 +123,7 @@ def loads_once(text: str) -> Any:
     """Return what the one `json.loads` of every runtime makes of a hyperparameter: the text itself if it is no JSON."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return text
 
 
@@ -205,7 +205,10 @@ _ROOM_FOR_THE_PLATFORM = 10
 
 
 class Word(str):
-    """A text that a user wrote on a command line: the job's script reads it as it would read it there."""
+    """A text that a user wrote on a command line: the job's script reads it as it would read it there.
+
+    Unless it is JSON, which every runtime reads before the script can, or the script has no hyperparameters.json.
+    """
 
     __slots__ = ()
 
@@ -327,13 +330,12 @@ def _json_text(value: object) -> tuple[str, str | None]:
 
 def _is_plain_word(value: object) -> bool:
     """Whether a value is a word that no runtime takes for JSON, and that every one leaves as it is."""
-    return (
-        isinstance(value, Word)
-        and value.isascii()
-        and value.isprintable()
-        and value.strip() == value != ""
-        and loads_once(value) is value
-    )
+    if not (isinstance(value, Word) and value.isascii() and value.isprintable() and value.strip() == value != ""):
+        return False
+    try:
+        return loads_once(value) is value
+    except RecursionError:
+        return False
 
 
 _READABLE = f"a secret would be readable in the job's description and log; send a reference to it: {FORMS}"

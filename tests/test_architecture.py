@@ -206,7 +206,7 @@ ALLOWED = {
     "cloud.instances": set(),
     "cloud.service_model": {"errors"},
     "cloud.images": {"cloud.instances"},
-    "cloud.policies": {"cloud.images", "errors", "secret_references"},
+    "cloud.policies": {"cloud.images", "contract", "errors", "secret_references"},
     "cloud.request": {"cloud.images", "cloud.instances", "contract", "inputs", "launch_arguments"},
     "cloud.request_checks": {
         *("cloud.images", "cloud.instances", "cloud.request", "cloud.service_model", "contract", "launch_arguments"),
@@ -220,7 +220,7 @@ ALLOWED = {
     "cloud.role": {"cloud.aws", "cloud.aws_errors", "errors"},
     "cloud.object_tags": set(),
     "cloud.download": {"cloud.aws_errors", "cloud.object_tags", "errors"},
-    "cloud.storage": {"cloud.aws", "cloud.aws_errors", "cloud.download", "cloud.pages", "errors"},
+    "cloud.storage": {"cloud.aws", "cloud.aws_errors", "cloud.download", "cloud.pages", "contract", "errors"},
     "cloud.uploads": {"cloud.digests", "cloud.storage", "cloud.transfer_line", "errors"},
     "cloud.connection": {"cloud.aws", "cloud.aws_errors", "errors", "watching"},
     "cloud.logs": {"cloud.aws_errors", "cloud.connection", "cloud.pages", "errors", "log_view", "watching"},
@@ -237,12 +237,12 @@ ALLOWED = {
     "cloud.cloud_plan": {
         *("cloud.aws", "cloud.connection", "cloud.images", "cloud.instances", "cloud.prices", "cloud.request"),
         *("cloud.request_checks", "cloud.role", "cloud.service_model", "cloud.storage", "cloud.submission"),
-        *("cloud.uploads", "errors", "inputs", "launch_arguments", "plan", "preparation", "report"),
+        *("cloud.uploads", "contract", "errors", "inputs", "launch_arguments", "plan", "preparation", "report"),
         *("s3_uris", "source.archive", "source.vendor", "supervisor"),
     },
     "cloud.doctor": {
         *("cloud.aws", "cloud.aws_errors", "cloud.images", "cloud.pages", "cloud.role", "cloud.service_model"),
-        *("cloud.storage", "errors"),
+        *("cloud.storage", "contract", "errors"),
     },
     # jobs on this machine
     "hosts": {"contract", "errors"},
@@ -263,8 +263,7 @@ ALLOWED = {
     "commands.script_command_line": {"sources", "wire"},
     "commands.launch_options": {"commands.script_command_line", "sources"},
     "commands.account": {
-        *("cloud.aws", "cloud.doctor", "cloud.images", "cloud.policies", "cloud.role", "cloud.storage"),
-        *("commands.screens",),
+        *("cloud.aws", "cloud.doctor", "cloud.images", "cloud.policies", "cloud.role", "commands.screens", "contract"),
     },
     "commands.jobs": {
         *("cloud.aws", "cloud.jobs", "commands.screens", "errors", "job", "launcher", "local", "log_view", "report"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,17 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
         large.truncate(documents.MOST_BYTES + 1)
     with pytest.raises(ValueError, match="more than 16 MiB"):
         documents.load(tmp_path / "large.json")
+
+
+def test_depth_is_bounded_where_pythons_own_limit_is_not(tmp_path: Path) -> None:
+    limit = sys.getrecursionlimit()
+    file = tmp_path / "deep.yaml"
+    sys.setrecursionlimit(20_000)
+    try:
+        file.write_text("[" * 140 + "]" * 140)
+        assert documents.load(file)
+        file.write_text("[" * 3000 + "]" * 3000)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            documents.load(file)
+    finally:
+        sys.setrecursionlimit(limit)

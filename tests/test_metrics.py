@@ -237,8 +237,8 @@ def test_records_that_a_hanging_disk_has_cost_are_counted(
     log.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [*range(1, 1001), 1501]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{file} hangs: 1000 metric records wait, and more are dropped",
-        f"metrics are written to {file} again; 500 records are missing there",
+        f"1000 metric records wait for the disk, and more are dropped: {file}",
+        f"the disk has taken the metrics that waited; 500 were dropped: {file}",
     ]
 
 

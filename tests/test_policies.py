@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -48,6 +49,13 @@ def test_a_job_reads_its_inputs_and_secrets_and_no_others() -> None:
     assert found["ReadSecrets"]["Resource"] == "arn:aws:secretsmanager:eu-west-1:123456789012:secret:hub-??????"
     assert found["ReadParameters"]["Resource"] == "arn:aws:ssm:eu-west-1:123456789012:parameter/team/key"
     assert not {"ReadSecrets", "ReadParameters"} & {each["Sid"] for each in policy("job", PLACE)["Statement"]}
+
+
+def test_only_the_default_bucket_may_be_made() -> None:
+    default = dataclasses.replace(PLACE, bucket="sagemaker-cn-north-1-123456789012")
+    (making,) = (each for each in policy("launching", default)["Statement"] if each["Action"] == "s3:CreateBucket")
+    assert making["Resource"] == "arn:aws-cn:s3:::sagemaker-cn-north-1-123456789012"
+    assert "CreateBucket" not in json.dumps(policy("launching", PLACE))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,9 @@ def test_csv_of_many_writers(tmp_path, content, name):
         (",label,name\n0,cat,tom\n1,dog,rex\n", ("label", "name")),
         ("1,,x\n2,3.5,y\n", ("0", "1", "2")),
         ("x,,\ny,3.5,4.5\n", ("0", "1", "2")),
+        ("null,red\n2.5,blue\n", ("0", "1")),
+        ("cat,None,tom\ndog,x,rex\n", ("0", "1", "2")),
+        ('a,text\n1,"l1\n\ufeffl2"\n2,x', ("a", "text")),
     ],
 )
 def test_a_gap_in_the_first_line_tells_no_header_from_a_row(tmp_path, content, columns):
@@ -150,10 +153,14 @@ def test_a_gap_in_the_first_line_tells_no_header_from_a_row(tmp_path, content, c
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        ('""label,a\n1,2\n', {}, "the first rows of a.csv cannot be read: ',' expected after '\"'"),
+        (
+            "\n\ufeffy,a\n1,2\n",
+            {},
+            "the first rows of a.csv hold a byte order mark that is not the start of the file",
+        ),
         ("label,a,", {}, "the files hold a header and no rows"),
-        ("y,a\n\ufeff1,2\n", {}, "a.csv, line 2: a byte order mark, which belongs to the start of a file"),
-        ("y,a\n1,2\n\ufeffy,a\n", {}, "a.csv, line 3: a byte order mark, which belongs to the start of a file"),
+        ("y,a\n\ufeff1,2\n", {}, "the first rows of a.csv hold a byte order mark that is not the start of the file"),
+        ("y,a\n1,2\n\ufeffy,a\n", {}, "a.csv, line 3: there is a byte order mark that is not the start of the file"),
         ("a,y\n1,2\n\n3,4\n", {}, "a.csv, line 3: the line is blank"),
         ("a,y\n1,2\n3\n", {}, "a.csv, line 3: the row has 1 values, and the table 2 columns"),
         ("a,y\n1,2\n3,0.5\n", {}, None),

@@ -19,8 +19,9 @@ from sagemaker.fixture import SageMaker
 
 from smkit.cloud import digests, transfer_line
 from smkit.cloud.aws import connect
-from smkit.cloud.storage import PART_BYTES, Storage, Upload, default_bucket
+from smkit.cloud.storage import PART_BYTES, Storage, Upload
 from smkit.cloud.uploads import LocalData, address, upload
+from smkit.contract import default_bucket
 from smkit.errors import ConfigurationError, JobError
 
 pytestmark = pytest.mark.aws
@@ -88,7 +89,7 @@ def test_every_request_names_the_owner(sagemaker: SageMaker, storage: Storage, t
 @pytest.mark.parametrize("region", ["us-east-1", "eu-west-1"])
 def test_the_default_bucket_is_made_once_by_whoever_comes_first(sagemaker: SageMaker, region: str) -> None:
     clients = connect(region=region)
-    bucket = default_bucket(clients)
+    bucket = default_bucket(clients.region, clients.account)
     assert bucket == f"sagemaker-{region}-123456789012"
     storages = [Storage(clients, bucket, clients.account) for _ in range(4)]
     threads = [threading.Thread(target=storage.ensure_bucket) for storage in storages]

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smkit import supervisor
+from smkit import contract, supervisor
 from smkit.cloud.aws import Clients, connect
 from smkit.cloud.connection import Connection
 from smkit.cloud.images import Image, find_image, read_image
@@ -27,7 +27,7 @@ from smkit.cloud.request import build_request, processes_per_host
 from smkit.cloud.request_checks import request_problems, request_warnings
 from smkit.cloud.role import account_of, find_role
 from smkit.cloud.service_model import ServiceModel
-from smkit.cloud.storage import PREFIX, Storage, default_bucket
+from smkit.cloud.storage import PREFIX, Storage
 from smkit.cloud.submission import LAUNCH_TAG, Submission
 from smkit.cloud.uploads import LocalData, address
 from smkit.errors import ConfigurationError
@@ -287,7 +287,7 @@ def _draft(arguments: LaunchArguments, findings: _Findings) -> _Draft:
 def _storage(arguments: LaunchArguments, clients: Clients, role: str | None) -> Storage:
     """Return the bucket with its owner: the account of the role, since a job runs in the account of its role."""
     known = clients.with_account(account_of(role)) if role else clients
-    bucket = arguments.bucket or default_bucket(known)
+    bucket = arguments.bucket or contract.default_bucket(known.region, known.account)
     if not is_bucket_name(bucket):
         raise ConfigurationError(
             f"'{bucket}' is no name of a bucket", where="bucket of launch", fix="give the name alone, without s3://"

@@ -22,7 +22,8 @@ from smkit.cloud.images import find_image, image_warnings
 from smkit.cloud.pages import pages
 from smkit.cloud.role import find_role
 from smkit.cloud.service_model import ServiceModel
-from smkit.cloud.storage import Storage, default_bucket
+from smkit.cloud.storage import Storage
+from smkit.contract import default_bucket
 from smkit.errors import SmkitError, did_you_mean
 
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
@@ -189,11 +190,11 @@ def _trust_command(name: str) -> str:
 
 
 def _bucket(clients: Clients, wishes: Wishes) -> Iterator[Check]:
-    bucket = wishes.bucket or default_bucket(clients)
+    bucket = wishes.bucket or default_bucket(clients.region, clients.account)
     storage = Storage(clients, bucket, clients.account)
     try:
         is_there = storage.is_there()
-        if not is_there and (missing := storage.missing()):
+        if not is_there and (missing := storage.not_there()):
             raise missing
     except SmkitError as error:
         yield Check("bucket", "problem", error.what, error.fix)

@@ -22,6 +22,7 @@ from smkit.cloud.aws import Clients
 from smkit.cloud.aws_errors import aws_errors, error_code, is_denied
 from smkit.cloud.download import Download
 from smkit.cloud.pages import pages
+from smkit.contract import default_bucket
 from smkit.errors import ConfigurationError, JobError, SmkitError
 
 PREFIX = "smkit"
@@ -79,7 +80,8 @@ class Storage:
         name is not made, for a name that nobody has is a mistake.
 
         Raises:
-            ConfigurationError: The bucket belongs to another account, lies in another region, or may not be made.
+            ConfigurationError: The bucket belongs to another account, lies in another region, is not there and not the
+                default one, or may not be made.
         """
         for attempt in range(_CREATE_ATTEMPTS):
             if self._seen or self.is_there() or self._create():
@@ -205,9 +207,9 @@ class Storage:
             )
         return True
 
-    def missing(self) -> ConfigurationError | None:
-        """Return the error that the bucket is not there, None if a launch makes it."""
-        default = default_bucket(self.clients, self.owner)
+    def not_there(self) -> ConfigurationError | None:
+        """Return what is wrong with a bucket of this name that is not there; None if a launch makes it."""
+        default = default_bucket(self.clients.region, self.owner)
         if self.bucket == default:
             return None
         return ConfigurationError(
@@ -219,7 +221,7 @@ class Storage:
 
     def _create(self) -> bool:
         """Make the bucket; return whether it is made and not just about to be."""
-        if error := self.missing():
+        if error := self.not_there():
             raise error
         # S3 takes every region as a constraint but its first.
         elsewhere = self.clients.region != "us-east-1"
@@ -318,11 +320,6 @@ class Storage:
         finally:
             events.unregister("before-parameter-build.s3.AbortMultipartUpload", name_owner)
             events.unregister("before-parameter-build.s3.CompleteMultipartUpload", verify_file)
-
-
-def default_bucket(clients: Clients, account: str = "") -> str:
-    """Return the name of the bucket that SageMaker's own tools use too; without an account, that of the credentials."""
-    return f"sagemaker-{clients.region}-{account or clients.account}"
 
 
 def _base64(digest: bytes) -> str:

@@ -11,8 +11,8 @@ from smkit.cloud.aws import connect
 from smkit.cloud.doctor import Check, Wishes, diagnose
 from smkit.cloud.policies import Place, policy
 from smkit.cloud.role import account_of, find_role
-from smkit.cloud.storage import default_bucket
 from smkit.commands import screens
+from smkit.contract import default_bucket
 
 
 def show_images(arguments: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def show_policy(arguments: argparse.Namespace) -> int:
         partition=clients.partition,
         region=clients.region,
         account=known.account,
-        bucket=arguments.bucket or default_bucket(known),
+        bucket=arguments.bucket or default_bucket(known.region, known.account),
         role=role.partition(":role/")[2],
         inputs=arguments.input,
         secrets=arguments.secret,

@@ -27,5 +27,6 @@ def test_the_attack_can_tell_loss(tmp_path: Path) -> None:
     if not faulty_disk.is_available():
         pytest.skip("there is no gcc to make the faulty disk with")
     tally = Tally()
-    attack(Campaign(tally, rounds=4, folder=tmp_path, seed=6, subjects=("torch.save",)))
-    assert sum(tally.counts.values(), Counter())[Outcome.LOST] >= 1, tally.table()
+    attack(Campaign(tally, rounds=8, folder=tmp_path, seed=6, subjects=("torch.save",)))
+    found = sum(tally.counts.values(), Counter())
+    assert found[Outcome.LOST] + found[Outcome.SILENT] >= 1, tally.table()

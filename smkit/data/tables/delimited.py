@@ -22,6 +22,8 @@ MISSING = ("", "NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null", "None")
 
 _BOM = b"\xef\xbb\xbf"
 _LONGEST_HEAD = 64
+_STRAY_BOM = "a byte order mark that is not the start of the file"
+_JOINED = "join files without their byte order marks, and without their headers"
 _ARRIVED = "check that the file has arrived whole"
 _OTHER_DELIMITERS = "\t;|"
 
@@ -101,10 +103,10 @@ class Delimited(Format):
             # A disk that lost power and a download that was cut leave zeros.
             row = data.count(b"\n", 0, place)
             raise self.wrong(block, row, "there is a NUL character", _ARRIVED)
-        if data.startswith(_BOM) or b"\n" + _BOM in data:
+        # Where a file quotes, a line may begin within a value.
+        if data.startswith(_BOM) or (not self._quoted[block.file] and b"\n" + _BOM in data):
             row = 0 if data.startswith(_BOM) else data.count(b"\n", 0, data.index(b"\n" + _BOM)) + 1
-            fix = "join files without their byte order marks, and without their headers"
-            raise self.wrong(block, row, "a byte order mark, which belongs to the start of a file", fix)
+            raise self.wrong(block, row, f"there is {_STRAY_BOM}", _JOINED)
         has_quotes = b'"' in data
         if has_quotes and not self._quoted[block.file]:
             self._check_quotes(block.file)
@@ -142,6 +144,8 @@ class Delimited(Format):
         blank = len(head[begin:]) - len(head[begin:].lstrip(b"\r\n"))
         lines = head[begin : begin + blank].count(b"\n")
         begin += blank
+        if head.startswith(_BOM, begin):
+            raise DataError(f"the first rows of {self.files[file]} hold {_STRAY_BOM}", where=self.where, fix=_JOINED)
         end = begin
         while True:
             end = head.find(b"\n", end) + 1 or len(head)
@@ -152,14 +156,12 @@ class Delimited(Format):
             raise DataError(
                 f"the first rows of {self.files[file]} hold a NUL character", where=self.where, fix=_ARRIVED
             )
-        # One that is not closed is told of with the whole file in sight.
-        is_closed = head.count(b'"', begin, end) % 2 == 0
         try:
             text = head[begin:end].decode().rstrip("\r\n")
             cells = (
                 next(csv.reader([text], delimiter=self._delimiter), [])
                 if '"' not in text
-                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=is_closed))
+                else next(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter))
             )
         except UnicodeDecodeError as error:
             raise DataError(
@@ -179,8 +181,8 @@ class Delimited(Format):
         is_above_number = [lower not in MISSING and _is_number(lower) for lower in second]
         pairs = list(zip(first.cells, is_above_number, strict=False))
         has_text_above_number = any(is_above and not _is_number(cell) for cell, is_above in pairs)
-        has_gap_above_number = any(is_above and cell in MISSING for cell, is_above in pairs[1:])
-        has_number = any(_is_number(cell) and cell not in MISSING for cell in first.cells)
+        has_gap_above_number = any(is_above and not cell for cell, is_above in pairs[1:])
+        has_number = any(cell and _is_number(cell) for cell in first.cells)
         if has_text_above_number or not (has_number or has_gap_above_number):
             return [name.strip() for name in first.cells]
         return None

@@ -193,7 +193,9 @@ def _csv(content: bytes) -> Columns:
         raise ValueError("a line end or a NUL that readers take differently")
     if "\n\ufeff" in text:
         raise ValueError("the beginning of another file in this one")
-    header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # Of quotes in the names, as of anything there, only what they come to counts.
+    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    _, *rows = csv.reader(io.StringIO(text, newline=""), strict=text.partition("\n")[0].count('"') == 0)
     if not rows or len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
         raise ValueError("rows of several lengths, or none")
     columns = dict(zip((name.strip() for name in header), map(list, zip(*rows, strict=True)), strict=True))

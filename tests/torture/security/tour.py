@@ -251,7 +251,8 @@ def _command(line: str) -> str:
 def _give_up_an_upload() -> None:
     """Have an upload in parts fail on the way, so that it is given up."""
     from smkit.cloud.aws import connect
-    from smkit.cloud.storage import Storage, Upload, default_bucket
+    from smkit.cloud.storage import Storage, Upload
+    from smkit.contract import default_bucket
 
     clients = connect()
 
@@ -262,7 +263,9 @@ def _give_up_an_upload() -> None:
     for kind in ("source", "data"):
         upload = Upload(f"smkit/{kind}/given-up", path, path.stat().st_size, "0" * 64, refuse)
         with contextlib.suppress(smkit.SmkitError):
-            Storage(clients, default_bucket(clients), clients.account).upload([upload], advance=lambda _: None)
+            Storage(clients, default_bucket(clients.region, clients.account), clients.account).upload(
+                [upload], advance=lambda _: None
+            )
 
 
 def _collect(tour: Tour, account: SageMaker, folder: Path) -> None:
