@@ -116,22 +116,52 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+FORKED = """
+import json, os, runpy, sys
+import smkit.context, smkit.data.channels, smkit.data.layouts
+import torch.distributed
+script, folder, environments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+processes = []
+for environment in environments:
+    processes.append(os.fork())
+    if not processes[-1]:
+        os.environ |= environment
+        sys.argv = [script, folder]
+        status = 1
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+sys.exit(any([os.waitpid(process, 0)[1] for process in processes]))
+"""
+
+
 def on_two_hosts(tmp_path: Path, fill, *, distribution: str = "ShardedByS3Key", per_host: int = 2) -> list[dict]:
-    """Run the script under two true torchrun agents, each with files of its own, and return what each rank says."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    port, agents = free_port(), []
+    """Run the script in true processes of two hosts, each with files of its own, and return what each rank says.
+
+    They are forked where torch is imported already, and find what torchrun would tell them.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(2 * per_host)}
+    environments = []
     for host in range(2):
         base = tmp_path / f"host{host}"
         env = job(base, distribution=distribution)
         fill(host, base / "input/data/train")
-        env |= {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": f"algo-{host + 1}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={per_host}"]
-        command += [f"--node-rank={host}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        command += [str(tmp_path / "script.py"), str(tmp_path)]
-        agents.append(subprocess.Popen(command, env=os.environ | env, stderr=subprocess.PIPE, text=True))
-    for agent in agents:
-        _, said = agent.communicate(timeout=120)
-        assert agent.returncode == 0, said
+        env |= {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": f"algo-{host + 1}", **meeting}
+        for rank in range(per_host):
+            place = {"RANK": str(host * per_host + rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(per_host)}
+            environments.append(env | place)
+    command = [sys.executable, "-c", FORKED, str(script), str(tmp_path), json.dumps(environments)]
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2 * per_host)]
 
 
