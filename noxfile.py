@@ -107,7 +107,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
     install(session, "train", "launch", "local", "tabular", lock="tests")
-    session.run(*PYTEST, "--cov", "--cov-report=term", *session.posargs, env=ONE_THREAD)
+    session.run(*PYTEST, "--cov", "--cov-report=term", "--durations=30", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python=["3.10", "3.12", "3.13"])
