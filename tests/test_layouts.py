@@ -314,6 +314,7 @@ def parquet_of(table: pa.Table) -> bytes:
     ("labels", "message"),
     [
         (["0", "1", "cat"], "a.csv, line 4: the label is 'cat', and a whole number in most other rows"),
+        (["0", "1", "\u0662"], "a.csv, line 4: the label is '\u0662', and a whole number in most other rows"),
         (["0.5", "inf"], "a.csv, line 3: the label 'label' is infinite"),
         (["0", "1", "2", "a", "b", "c"], None),
     ],

@@ -219,6 +219,18 @@ def test_links_travel_if_they_stay_inside_at_every_step(project: Path) -> None:
     assert source.warnings == ("source_dir: the link 'stays' leads to 'kept/b', which stays behind",)
 
 
+def test_a_chain_of_links_without_an_end_in_sight_is_refused(project: Path) -> None:
+    for number in range(1200):
+        (project / f"link-{number:04d}").symlink_to(f"link-{number + 1:04d}" if number < 1199 else "train.py")
+    said = survey(project, entry="train.py").problems[0]
+    assert "source_dir: the link 'link-0000' leads in a circle" in said
+
+
+def test_a_folder_that_cannot_be_looked_at_is_told(tmp_path: Path) -> None:
+    (problem,) = survey(tmp_path / ("x" * 300), entry="train.py").problems
+    assert problem.endswith("it cannot be looked at: File name too long")
+
+
 def test_what_an_archive_cannot_hold_is_refused_or_stays_behind(project: Path) -> None:
     os.mkfifo(project / "pipe")
     write(project, {"a\\b": ""})

@@ -119,7 +119,7 @@ def stray_text(labels: Iterable[str]) -> str | None:
     Where as many texts as numbers are labels, as in a set of digits and letters, all of them are names.
     """
     names = dict.fromkeys(labels)
-    texts = [name for name in names if not name.removeprefix("-").isdecimal()]
+    texts = [name for name in names if not (name.isascii() and name.removeprefix("-").isdecimal())]
     return texts[0] if texts and len(texts) < len(names) - len(texts) else None
 
 

@@ -66,13 +66,8 @@ def survey(root: Path, *, entry: str, own_folders: Iterable[Path] = (), allow_se
             searched for secrets.
     """
     root = root.absolute().resolve()
-    if not root.is_dir():
-        what = (
-            "a file, not a folder"
-            if root.exists()
-            else f"there is no such folder{did_you_mean(root.name, _names(root.parent))}"
-        )
-        return Source(root, entry, problems=(f"source_dir '{root}': {what}",))
+    if problem := _problem_of_root(root):
+        return Source(root, entry, problems=(f"source_dir '{root}': {problem}",))
     walk = Walk(root, entry, own_folders)
     walk.run()
     files = tuple(sorted(walk.files, key=lambda file: file.path))
@@ -84,6 +79,18 @@ def survey(root: Path, *, entry: str, own_folders: Iterable[Path] = (), allow_se
     ]
     warnings = [*walk.warnings, *_size_warnings(files), *_link_warnings(root, files, walk.left_out)]
     return Source(root, entry, files, frozenset(walk.left_out), tuple(problems), tuple(warnings))
+
+
+def _problem_of_root(root: Path) -> str:
+    try:
+        if root.is_dir():
+            return ""
+        if root.exists():
+            return "a file, not a folder"
+        return f"there is no such folder{did_you_mean(root.name, _names(root.parent))}"
+    except OSError as error:
+        # A name that is too long, or a folder above that may not be looked into.
+        return f"it cannot be looked at: {error.strerror}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -221,7 +221,13 @@ class Walk:
             depth += -1 if part == ".." else part not in ("", ".")
             if depth < 0:
                 return True
-        return target.startswith("/") or not Path(os.path.realpath(link)).is_relative_to(self._root)
+        if target.startswith("/"):
+            return True
+        try:
+            return not Path(os.path.realpath(link)).is_relative_to(self._root)
+        except RecursionError:
+            # A chain of a thousand links, which the system itself does not follow; that is said in its place.
+            return False
 
 
 def _is_text(name: str) -> bool:

@@ -146,7 +146,9 @@ def _same(mine: Any, its: Any) -> bool:
     if isinstance(mine, list) and isinstance(its, list):
         return len(mine) == len(its) and all(map(_same, mine, its))
     if isinstance(mine, (int, float)) and isinstance(its, (int, float)):
-        return mine == its or (math.isnan(mine) and math.isnan(its))
+        # By way of a float64, halfway between two float32, a text can become the other one.
+        is_next = mine in (np.nextafter(np.float32(its), np.float32(way)) for way in (-math.inf, math.inf))
+        return mine == its or (math.isnan(mine) and math.isnan(its)) or (isinstance(its, float) and bool(is_next))
     return bool(mine == its)
 
 
@@ -196,6 +198,10 @@ def _csv(content: bytes) -> Columns:
     # Of quotes in the names, as of anything there, only what they come to counts.
     header = next(csv.reader(io.StringIO(text, newline="")), [])
     _, *rows = csv.reader(io.StringIO(text, newline=""), strict=text.partition("\n")[0].count('"') == 0)
+    if not rows and any(_number(cell) is not None for cell in header):
+        # A line with a number in it, alone, is a row; as SageMaker has it, the first column is the label.
+        names = [str(place) for place in range(len(header))]
+        return _batch({name: _typed([cell]) for name, cell in zip(names, header, strict=True)}, label="0")
     if not rows or len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
         raise ValueError("rows of several lengths, or none")
     columns = dict(zip((name.strip() for name in header), map(list, zip(*rows, strict=True)), strict=True))
@@ -218,24 +224,25 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _batch(columns: Mapping[str, list[Any]]) -> Columns:
+def _batch(columns: Mapping[str, list[Any]], label: str = "") -> Columns:
     """Return columns as a batch has them: one matrix if all features are numbers; labels that are texts as classes."""
-    names = [name for name in columns if name.lower() in ("label", "labels", "y", "target", "targets")]
+    known = (label,) if label else ("label", "labels", "y", "target", "targets")
+    names = [name for name in columns if name.lower() in known]
     if len(names) != 1:
         raise ValueError("no label, or several")
-    label = columns[names[0]]
+    labels = columns[names[0]]
     features = {name: cells for name, cells in columns.items() if name != names[0]}
-    if any(isinstance(value, float) and not math.isfinite(float32(value)) for value in label) or "" in label:
+    if any(isinstance(value, float) and not math.isfinite(float32(value)) for value in labels) or "" in labels:
         raise ValueError("a label is missing or infinite")
-    if label and isinstance(label[0], str):
-        classes = sorted(set(label))
+    if labels and isinstance(labels[0], str):
+        classes = sorted(set(labels))
         whole = [name for name in classes if re.fullmatch("-?[0-9]+", name)]
         if 0 < len(classes) - len(whole) < len(whole):
             raise ValueError("a stray text among numbers")
-        found: Columns = {"classes": classes, "label": [classes.index(name) for name in label]}
+        found: Columns = {"classes": classes, "label": [classes.index(name) for name in labels]}
     else:
-        is_whole = all(isinstance(value, int) for value in label)
-        found = {"label": label if is_whole else [float32(value) for value in label]}
+        is_whole = all(isinstance(value, int) for value in labels)
+        found = {"label": labels if is_whole else [float32(value) for value in labels]}
     if not features:
         raise ValueError("no features")
     if all(not isinstance(value, (str, list)) for cells in features.values() for value in cells):
@@ -273,7 +280,7 @@ def json_lines(data: st.DataObject, folder: Path) -> Verdict:
 def _json_lines(content: bytes) -> Columns:
     from torture.contract.reference import strict_json
 
-    text = content.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
+    text = content.decode("utf-8").lstrip("\ufeff").rstrip("\r\n")
     rows = [strict_json(line) for line in text.split("\n")]
     if not all(isinstance(row, dict) for row in rows) or re.search(
         "[\ud800-\udfff]", json.dumps(rows, ensure_ascii=False)
@@ -289,7 +296,7 @@ def _json_column(values: Sequence[Any]) -> list[Any]:
         numbers: list[Any] = [None if value is None else int(value) for value in values]
     elif all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in some):
         is_whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in some) and bool(some)
-        numbers = [value if is_whole or value is None else float(value) for value in values]
+        numbers = [value if is_whole or value is None else _real(value) for value in values]
     elif all(isinstance(value, str) for value in some):
         return ["" if value is None else value for value in values]
     elif all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
@@ -301,6 +308,13 @@ def _json_column(values: Sequence[Any]) -> list[Any]:
     else:
         raise ValueError("values of several types")
     return [math.nan if value is None else value for value in numbers]
+
+
+def _real(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def libsvm(data: st.DataObject, folder: Path) -> Verdict:
