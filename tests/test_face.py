@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import pickle
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,16 @@ def test_the_version_stands_once() -> None:
     from importlib.metadata import version
 
     assert smkit.__version__ == version("smkit")
+
+
+def test_a_message_is_never_as_long_as_a_value() -> None:
+    value = "a" * 3000 + "z" * 67_000
+    error = smkit.ConfigurationError.of(
+        [f"name '{value}': too long", "short"], subject="it", where=value, fix="mend it"
+    )
+    for text in (error.what, error.where, *error.problems):
+        assert all(len(line) < 2100 for line in text.split("\n"))
+    assert "name 'aaa" in error.what
+    assert "zzz': too long\n  - short" in error.what
+    assert "characters) zzz" in error.where
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
