@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torture.hosts.faults import Fault, Scene, cut, faults, kill, stop
+from torture.hosts.faults import Fault, Scene, cut, faults, kill, lose_one_way, stop
 from torture.hosts.job import Job, Starts
 from torture.hosts.network import Network, missing
 from torture.tally import Campaign, Outcome
@@ -270,6 +270,9 @@ def _unnamed(plan: Plan) -> str:
         who += ": ValueError: the lights went out"
     if plan.fault.silences == "host":
         who = rf"on host {Job.name(own_host)}\b"
+    if plan.fault.happens is lose_one_way:
+        # Whether one end of the link does not send or the other does not hear, nobody can tell.
+        who = r"on host algo-\d+\b"
     if plan.fault.is_next_late or (plan.fault.silences and own_host == 0):
         # With the last rank of its host that agent ends too, and with it the store where others, or late ones, look.
         who += rf"|host ({Job.name(0)}|of rank 0), which keeps the store"
