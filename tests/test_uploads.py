@@ -160,17 +160,18 @@ def stubborn(storage: Storage, bucket: str, **refusals: list[str]) -> Storage:
 
 
 def test_races_of_two_launches_end_well(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = stubborn(storage, "new-bucket", create_bucket=["OperationAborted", "BucketAlreadyOwnedByYou"])
-    busy.ensure_bucket()
-    taken = stubborn(storage, "their-bucket", create_bucket=["BucketAlreadyExists"])
-    with pytest.raises(ConfigurationError, match="'their-bucket' belongs to another account than"):
-        taken.ensure_bucket()
-    denied = stubborn(storage, "other-bucket", create_bucket=["AccessDenied"])
+    def making(owner: str, *answers: str) -> Storage:
+        default = default_bucket(storage.clients.region, owner)
+        return replace(stubborn(storage, default, create_bucket=list(answers)), owner=owner)
+
+    making(storage.owner, "OperationAborted", "BucketAlreadyOwnedByYou").ensure_bucket()
+    with pytest.raises(ConfigurationError, match="'sagemaker-us-east-1-111111111111' belongs to another account than"):
+        making("111111111111", "BucketAlreadyExists").ensure_bucket()
     with pytest.raises(ConfigurationError, match="AWS denies create_bucket: not now"):
-        denied.ensure_bucket()
+        making("222222222222", "AccessDenied").ensure_bucket()
     monkeypatch.setattr("smkit.cloud.storage._CREATE_ATTEMPTS", 1)
-    with pytest.raises(ConfigurationError, match="S3 is still busy with another change of the bucket 'blocked'"):
-        stubborn(storage, "blocked", create_bucket=["OperationAborted"]).ensure_bucket()
+    with pytest.raises(ConfigurationError, match="still busy with another change of the bucket 'sagemaker-us-east-1-3"):
+        making("333333333333", "OperationAborted").ensure_bucket()
 
 
 def test_other_refusals_are_passed_on(storage: Storage, tmp_path: Path) -> None:
