@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.train, pytest.mark.endurance]
 
 SCRIPT = Path(__file__).with_name("elastic.py")
 STEPS = -(-elastic.SAMPLES // elastic.BATCH_SIZE)
-KILLS = {"arrays": 100, "segmented": 15, "drawing": 25, "stream": 12, "stream with state": 12}
+KILLS = {"arrays": 50, "segmented": 15, "drawing": 25, "stream": 12, "stream with state": 12}
 
 Step = tuple[list[int], list[str]]
 """The samples of a step over all ranks, and the bytes of the random numbers of each."""

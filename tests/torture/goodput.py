@@ -112,7 +112,9 @@ def judged(before: Life, after: Life) -> tuple[Outcome, str]:
     first = after.steps[0][0]
     # The step that had begun when the notice came is finished first.
     wanted = before.reached if before.end == signal.SIGTERM else before.saved
-    unsaved = before.steps[-1][1] - next((then for step, then in before.steps if step >= before.saved), before.started)
+    end = before.steps[-1][1]
+    # After a notice all is saved, and no step comes after that.
+    unsaved = end - next((then for step, then in before.steps if step >= before.saved), end)
     if unsaved > MOST_INTERVALS * INTERVAL_SECONDS:
         return Outcome.LOST, f"{before.end.name} in step {before.reached}: nothing was saved for {unsaved:.0f} s"
     if first == wanted:
