@@ -75,6 +75,7 @@ ALLOWED = {
         *("data.order", "data.source", "data.tables.blocks", "data.tables.cache", "data.tables.columns"),
         *("data.tables.formats", "data.threads", "errors"),
     },
+    "data.fork_server": set(),
     "data.workers": {"data.fetch", "errors"},
     "data.indexed": {
         *("data.batches", "data.buffers", "data.draws", "data.epoch", "data.fetch", "data.source", "data.workers"),

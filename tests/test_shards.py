@@ -231,13 +231,8 @@ def test_every_sample_is_read_once_in_an_epoch(tmp_path, is_streamed):
 def test_another_process_opens_the_shards_itself(tmp_path, method):
     dataset = shards(tmp_path, numbered(0, 5), numbered(5, 10))
     dataset.__getitems__([0, 9])
-    pool = multiprocessing.get_context(method).Pool(1)
-    try:
+    with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(dataset.__getitem__, (7,))[0].tolist() == [7]
-    finally:
-        # A fork server that readers have started hears no SIGTERM, by which a pool that is left would be ended.
-        pool.close()
-        pool.join()
     assert pickle.loads(pickle.dumps(dataset))[9][0].tolist() == [9]
 
 

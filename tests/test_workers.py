@@ -198,6 +198,36 @@ def test_workers_of_a_killed_process_end(tmp_path):
     assert process.returncode == -signal.SIGKILL
 
 
+OF_THE_SAME_SERVER = """
+import multiprocessing, os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from test_workers import WithPid
+from smkit.data.loader import make_loader
+
+if __name__ == "__main__":
+    loader = make_loader(WithPid(), batch_size=1, workers="process", num_workers=1, shuffle=False)
+    batches = iter(loader)
+    next(batches)
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    process.start()
+    # What is sent to the group reaches neither the server nor what it has forked.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    print(len(list(batches)), process.is_alive())
+    process.terminate()
+    process.join(60)
+    print(process.exitcode)
+"""
+
+
+def test_what_else_the_user_starts_from_the_same_server_can_be_ended(tmp_path):
+    script = tmp_path / "of_the_same_server.py"
+    script.write_text(OF_THE_SAME_SERVER.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120, start_new_session=True)
+    assert done.stdout == "11 True\n-15\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _AHEAD = 2
 _HEAVY_PICKLE = 50_000_000
+_FORK_SERVER = "smkit.data.fork_server"
+"""By name, for only the server is to import it."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where torch's tensors travel, not a file of ours
 
 
@@ -216,10 +218,8 @@ def _forkserver(module: str) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return None
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, module])
-    # torchrun sends SIGTERM to all processes of a rank, but it is the rank's affair: it saves first, and wants batches
-    # until all ranks have agreed to stop. What is blocked here stays so in the server, and in a worker until it begins.
-    # Starting the tracker unblocks it, so it comes first.
+    context.set_forkserver_preload([_FORK_SERVER, __name__, module])
+    # It hears no SIGTERM until it has left this process's group. Starting the tracker unblocks it, so it comes first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -236,14 +236,8 @@ def _depend_on_the_parent(_: int) -> None:
     torch's own watch on the worker's parent sees nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # torchrun sends SIGTERM to a rank's whole group. Out of the group, what has come before is dropped; from here on it
-    # is the parent's own word, and the children that a data set starts inherit no block.
+    # A server that the user's own code has started before is still in the group to which torchrun sends SIGTERM.
     os.setpgid(0, 0)
-    parent = multiprocessing.parent_process()
-    earlier = signal.sigtimedwait({signal.SIGTERM}, 0)
-    if parent is not None and earlier is not None and earlier.si_pid == parent.pid:
-        os._exit(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_the_parent, name="smkit-parent", daemon=True).start()
 
 
