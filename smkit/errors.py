@@ -34,10 +34,10 @@ class SmkitError(Exception):
     """Status that a process ends with when this error reaches its edge."""
 
     def __init__(self, what: str, *, where: str, fix: str) -> None:
-        super().__init__(_in_short_lines(what))
         self.what = _in_short_lines(what)
         self.where = _in_short_lines(where)
         self.fix = _in_short_lines(fix)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"

@@ -8,7 +8,10 @@ They meet as under torchrun, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 RUNS is JSON: a list of runs, one after the other, each of which is
 
     {"script": "train.py", "world_size": 2, "arguments": ["--epochs", "3"], "log": "folder",
+     "environments": [{}, {}],
      "signals": [{"rank": 1, "signal": 9, "watched": 0, "when": "a text of the watched rank", "after_seconds": 0.1}]}
+
+Without environments, one of each rank, all ranks are of one host.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ def forked(run: dict[str, Any], rank: int, port: int, log: Path) -> int:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        if "environments" in run:
+            os.environ |= run["environments"][rank]
         sys.argv = [run["script"], *run["arguments"]]
         sys.path.insert(0, str(Path(run["script"]).parent))
         torch.set_num_threads(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -110,58 +109,25 @@ distributed.destroy_process_group()
 """
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-FORKED = """
-import json, os, runpy, sys
-import smkit.context, smkit.data.channels, smkit.data.layouts
-import torch.distributed
-script, folder, environments = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-processes = []
-for environment in environments:
-    processes.append(os.fork())
-    if not processes[-1]:
-        os.environ |= environment
-        sys.argv = [script, folder]
-        status = 1
-        try:
-            runpy.run_path(script, run_name="__main__")
-            status = 0
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-sys.exit(any([os.waitpid(process, 0)[1] for process in processes]))
-"""
-
-
 def on_two_hosts(tmp_path: Path, fill, *, distribution: str = "ShardedByS3Key", per_host: int = 2) -> list[dict]:
-    """Run the script in true processes of two hosts, each with files of its own, and return what each rank says.
-
-    They are forked where torch is imported already, and find what torchrun would tell them.
-    """
+    """Run the script in true processes of two hosts, each with files of its own, and return what each rank says."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(2 * per_host)}
     environments = []
     for host in range(2):
         base = tmp_path / f"host{host}"
         env = job(base, distribution=distribution)
         fill(host, base / "input/data/train")
-        env |= {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": f"algo-{host + 1}", **meeting}
-        for rank in range(per_host):
-            place = {"RANK": str(host * per_host + rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(per_host)}
-            environments.append(env | place)
-    command = [sys.executable, "-c", FORKED, str(script), str(tmp_path), json.dumps(environments)]
-    ended = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr
+        env |= {"SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": f"algo-{host + 1}"}
+        environments += [
+            {**env, "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(per_host)} for rank in range(per_host)
+        ]
+    run = {"script": str(script), "world_size": 2 * per_host, "arguments": [str(tmp_path)]}
+    run |= {"log": str(tmp_path / "log"), "environments": environments}
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), json.dumps([run])]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    (result,) = json.loads(ended.stdout)
+    assert result["statuses"] == [0] * len(environments), result["texts"]
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2 * per_host)]
 
 

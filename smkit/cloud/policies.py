@@ -56,12 +56,12 @@ def policy(name: str, place: Place) -> dict[str, Any]:
         (Path(__file__).with_name("policy_files") / f"{name}.json").read_text(encoding="utf-8")
     )
     texts = {word: getattr(place, word) for word in ("partition", "region", "account", "bucket", "role")}
-    default = default_bucket(place.region, place.account)
+    # Of another name the bucket must be there.
+    is_made = place.bucket == default_bucket(place.region, place.account)
     buckets, objects = _inputs(place)
     secrets = list(dict.fromkeys(_secret(reference, place) for reference in place.secrets))
     lists = {
-        # Of another name it must be there.
-        "${made_bucket}": ["arn:${partition}:s3:::${bucket}"] * (place.bucket == default),
+        "${made_bucket}": ["arn:${partition}:s3:::${bucket}"] if is_made else [],
         "${inputs}": objects,
         "${input_buckets}": buckets,
         "${images}": image_repositories(place.region, place.partition),
