@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from torture import faulty_disk
+from torture.faulty_disk import is_available
 from torture.killing import attack
 from torture.tally import Campaign, Tally
 
-pytestmark = [pytest.mark.train, pytest.mark.endurance]
+pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.skipif(not is_available(), reason="no gcc")]
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    if not faulty_disk.is_available():
-        pytest.skip("there is no gcc to make the faulty disk with")
     tally = Tally()
     attack(Campaign(tally, rounds=4, folder=tmp_path, seed=6))
     assert not tally.failures(), tally.table()

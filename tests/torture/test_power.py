@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from torture import faulty_disk
+from torture.faulty_disk import is_available
 from torture.power import attack
 from torture.tally import Campaign, Outcome, Tally
 
-pytestmark = [pytest.mark.train, pytest.mark.endurance]
+pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.skipif(not is_available(), reason="no gcc")]
 
 
 def test_a_power_cut_takes_nothing_that_was_called_saved(tmp_path: Path) -> None:
-    if not faulty_disk.is_available():
-        pytest.skip("there is no gcc to make the faulty disk with")
     tally = Tally()
     attack(Campaign(tally, rounds=1, folder=tmp_path, seed=6))
     assert not tally.failures(), tally.table()
@@ -24,8 +22,6 @@ def test_a_power_cut_takes_nothing_that_was_called_saved(tmp_path: Path) -> None
 
 def test_the_attack_can_tell_loss(tmp_path: Path) -> None:
     """What nobody has synced is lost in a cut, and the harness must say so of plain `torch.save`."""
-    if not faulty_disk.is_available():
-        pytest.skip("there is no gcc to make the faulty disk with")
     tally = Tally()
     attack(Campaign(tally, rounds=8, folder=tmp_path, seed=6, subjects=("torch.save",)))
     found = sum(tally.counts.values(), Counter())
