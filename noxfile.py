@@ -27,6 +27,7 @@ SHARED = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # A process that dies, of a test that hangs for example, is not replaced: the next one would begin with the same test.
 PYTEST = ("python", "-m", "pytest", *SHARED, "--max-worker-restart", "0")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+OLDEST_PYTHON = "3.10"
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 # pyenv hides all but one of its interpreters unless they are asked for.
@@ -60,6 +61,7 @@ LOCKS = {
     "build": (),
     "lint": ("lint",),
     "portable": ("test",),
+    "portable-minimums": ("test",),
     "tests": ("test", "aws", "examples", "types"),
     "minimums": ("test", "aws", "examples"),
 }
@@ -83,9 +85,10 @@ def lock(session: nox.Session) -> None:
             inputs += ["--python-version", "3.11", "--no-emit-find-links"]
             # With a build of torch for CPUs there, CUDA's packages stay out of the lock.
             inputs += ["--find-links", os.environ["PIP_FIND_LINKS"]] if "PIP_FIND_LINKS" in os.environ else []
-            inputs += ["-c", "tests/minimums.txt"] if name == "minimums" else []
         else:
-            inputs += ["--universal", "--python-version", "3.10", *(["pyproject.toml"] if name == "portable" else [])]
+            inputs += ["--universal", "--python-version", OLDEST_PYTHON]
+            inputs += ["pyproject.toml"] if name.startswith("portable") else []
+        inputs += ["-c", "tests/minimums.txt"] if name.endswith("minimums") else []
         session.run(*command, *inputs, "-o", f"tests/locks/{name}.txt")
 
 
@@ -94,7 +97,7 @@ def audit(session: nox.Session) -> None:
     """Ask PyPI for known vulnerabilities of all that the locks name."""
     session.install("-q", "pip-audit")
     for name in LOCKS:
-        if name != "minimums":
+        if not name.endswith("minimums"):
             session.run("pip-audit", "--disable-pip", "--require-hashes", "-r", f"tests/locks/{name}.txt")
 
 
@@ -110,18 +113,18 @@ def tests(session: nox.Session) -> None:
     session.run(*PYTEST, "--cov", "--cov-report=term", "--durations=30", *session.posargs, env=ONE_THREAD)
 
 
-@nox.session(python=["3.10", "3.12", "3.13"])
+@nox.session(python=[OLDEST_PYTHON, "3.12", "3.13"])
 def portable(session: nox.Session) -> None:
-    """Run what needs no torch: settings, context, launching."""
-    install(session, lock="portable")
+    """Run what needs no torch: settings, context, launching; on the oldest Python with the oldest dependencies."""
+    install(session, lock="portable-minimums" if session.python == OLDEST_PYTHON else "portable")
     session.run(*PYTEST, "-m", "not train and not toolkit and not aws", *session.posargs)
 
 
 @nox.session(python="3.11")
 def minimums(session: nox.Session) -> None:
-    """Run the tests that depend on it on the oldest version of each dependency that pyproject.toml promises."""
+    """Run what needs torch or AWS on the oldest version of each dependency that pyproject.toml promises."""
     install(session, "train", "launch", "local", "tabular", lock="minimums")
-    session.run(*PYTEST, "-m", "not toolkit and not endurance", "-q", *session.posargs, env=ONE_THREAD)
+    session.run(*PYTEST, "-m", "(train or aws) and not toolkit and not endurance", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(python="3.11")

@@ -284,7 +284,7 @@ FAITHFUL: dict[str, tuple[str, st.SearchStrategy[Any]]] = {
 }
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(job=st.fixed_dictionaries({}, optional={name: strategy for name, (_, strategy) in FAITHFUL.items()}))
 @pytest.mark.parametrize("start", [runtimes.toolkit, runtimes.driver])
 def test_a_namespace_never_differs_silently_from_the_job(

@@ -105,7 +105,7 @@ def is_same(one: Any, other: Any) -> bool:
     return one == other or repr(one) == repr(other)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=everything)
 @pytest.mark.parametrize("start", [runtimes.toolkit, runtimes.driver])
 def test_a_script_gets_what_was_launched_or_the_launch_is_refused(

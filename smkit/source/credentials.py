@@ -54,11 +54,13 @@ _BINARY = {
     _KEY_STORE: rb"\xfe\xed\xfe\xed|\xce\xce\xce\xce|\x03\xd9\xa2\x9a|0\x82..\x02\x01\x030",
 }
 """How files of bytes begin that are nothing else."""
+_REACH = 8192
+"""As far from its mark a secret begins or ends at most: the longest is a token of a service."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A form of secret; only where one of `marks` stands in the bytes is the pattern tried, for that is slow."""
+    """A form of secret; the pattern is tried only around where one of `marks` stands in the bytes, for that is slow."""
 
     name: str
     marks: tuple[bytes, ...]
@@ -297,11 +299,27 @@ def in_content(content: bytes) -> Iterator[Finding]:
     if encoding:
         content = content.decode(encoding, errors="replace").encode("utf-8", errors="replace")
     for kind in _KINDS:
-        if any(mark in content for mark in kind.marks):
-            for match in kind.pattern.finditer(content):
-                if kind.is_real(next(group for group in match.groups() if group)):
-                    yield Finding(kind.name, content.count(b"\n", 0, match.start()) + 1)
-                    break
+        found = [start for mark in kind.marks if (start := _first(kind, mark, content)) is not None]
+        if found:
+            yield Finding(kind.name, content.count(b"\n", 0, min(found)) + 1)
+
+
+def _first(kind: _Kind, mark: bytes, content: bytes) -> int | None:
+    for start, end in _around(mark, content):
+        for match in kind.pattern.finditer(content, start, end):
+            if kind.is_real(next(group for group in match.groups() if group)):
+                return match.start()
+    return None
+
+
+def _around(mark: bytes, content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the parts of some bytes in which a mark stands, as far as a pattern may reach."""
+    end = 0
+    while (found := content.find(mark, end)) >= 0:
+        start, end = max(found - _REACH, 0), found + _REACH
+        while (last := content.rfind(mark, found + 1, end + len(mark) - 1)) >= 0:
+            found, end = last, last + _REACH
+        yield start, end
 
 
 def _wide_encoding(content: bytes) -> str | None:

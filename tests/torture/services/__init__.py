@@ -35,7 +35,7 @@ DEEDS: dict[str, Callable[[World, random.Random], Deed]] = {"launch": launch, **
 _SURE = ("bit flipped in an answer",)
 """Kinds that put wrong words into an answer, which nobody can tell from right ones."""
 _WAITING = ("wait", "logs", "logs live", "stop", "smkit logs")
-"""They go on asking as long as an outage lasts, so that no outage lasts for ever."""
+"""They go on asking as long as an outage lasts, so that no outage lasts for ever; each hang costs them seconds."""
 
 
 def attack(campaign: Campaign) -> None:
@@ -128,7 +128,8 @@ def _round(
     pattern = ONLY_OF.get(kind, ".*")
     sent = [action for action in usual[name] if re.fullmatch(pattern, action)]
     first, times, seed = draw.randrange(len(sent)), draw.choice(TIMES), draw.randrange(10**6)
-    times = min(times, 40) if name in _WAITING else times
+    if name in _WAITING:
+        times = min(times, 10 if kind.startswith("hang") else 40)
     if kind in WEIGHTED and name == "launch" and draw.random() < 0.6:
         pattern, first = "CreateTrainingJob", 0
     met = ""
