@@ -125,6 +125,17 @@ def test_a_job_that_was_just_made_may_not_be_seen_yet(sagemaker: SageMaker, prox
     assert caught.value.fix == "did you mean 'fresh'?"
 
 
+def test_an_order_to_stop_that_did_not_arrive_is_given_again(
+    sagemaker: SageMaker, proxy: str, clients: Clients
+) -> None:
+    start_job(sagemaker, "endless", "trap 'exit 0' TERM; while true; do sleep 0.1; done")
+    sagemaker.until("endless", "Training")
+    # Its status is that of an answer, and what stands in it nobody reads.
+    plan(proxy, kind="error in a 200", times=2, actions="StopTrainingJob")
+    SageMakerJobs(clients).stop("endless", grace_seconds=120)
+    assert sagemaker.job("endless")["TrainingJobStatus"] == "Stopped"
+
+
 def test_a_stream_that_is_named_and_not_found_is_waited_for(sagemaker: SageMaker, proxy: str, clients: Clients) -> None:
     start_job(sagemaker, "talking", "echo line")
     sagemaker.all_lines("talking")

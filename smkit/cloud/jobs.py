@@ -114,18 +114,29 @@ class SageMakerJobs:
 
     def stop(self, name: str, *, grace_seconds: float) -> None:  # noqa: ARG002 - SageMaker's own is 120 seconds
         """Stop a job and return when it has ended; a job that has ended before stays what it was."""
-        if not has_ended(self.describe(name)):
-            try:
-                self._connection.ask(
-                    f"stop job '{name}'", lambda clients: clients.sagemaker.stop_training_job(TrainingJobName=name)
-                )
-            except JobError as error:
-                # It may have ended, or been stopped by somebody else, between the two.
-                if not error_code(error).startswith("Validation") or "status" not in error.what:
-                    raise
-        watch = Watch(name, lambda: self.describe(name), self.poll_seconds, lambda _: 0.0)
+        # An order that cannot be given is an error at once; what is out of reach later on is waited for.
+        self._order_to_stop(name)
+        watch = Watch(name, lambda: self._order_to_stop(name), self.poll_seconds, lambda _: 0.0)
         for _ in watch.lines(itertools.repeat(None)):
             pass
+
+    def _order_to_stop(self, name: str) -> Mapping[str, Any]:
+        """Order a job to stop, unless it does or has, and return its description.
+
+        The answer to the order is empty, so that one which did not arrive looks the same: it is given until it shows.
+        """
+        description = self.describe(name)
+        if description["TrainingJobStatus"] == "Stopping" or has_ended(description):
+            return description
+        try:
+            self._connection.ask(
+                f"stop job '{name}'", lambda clients: clients.sagemaker.stop_training_job(TrainingJobName=name)
+            )
+        except JobError as error:
+            # It may have ended, or been stopped by somebody else, between the two.
+            if not error_code(error).startswith("Validation") or "status" not in error.what:
+                raise
+        return description
 
     def model_dirs(self, name: str) -> Sequence[Path]:
         """Say that the model is in S3.
