@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_places_and_samples_of_a_bijection_are_not_related():
 
 @settings(deadline=None, max_examples=100)
 @given(
-    segments=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    segments=st.lists(st.integers(0, 40), min_size=1, max_size=6),
     first=st.integers(1, 9),
     largest=st.integers(9, 60),
     data=st.data(),
@@ -74,23 +75,23 @@ def test_windows_keep_to_a_sequence_of_whole_segments(segments, first, largest, 
     samples = torch.cat([windowed[start:stop] for start, stop in itertools.pairwise(cuts)]).tolist()
     assert sorted(samples) == list(range(n))
     assert samples == windowed[0:n].tolist()
-    # Samples that come out lie in one window of the sequence of segments: that sequence is read from front to end.
-    sequence = sequence_of(segments, samples)
-    place = {sample: number for number, sample in enumerate(sequence)}
-    for number, sample in enumerate(samples):
-        assert abs(place[sample] - number) < largest
+    # Samples that come out lie in one window of a sequence of segments: that sequence is read from front to end.
+    places = {sample: place for place, sample in enumerate(samples)}
+    assert any(
+        all(abs(place - places[sample]) < largest for place, sample in enumerate(sequence))
+        for sequence in sequences_of(segments, places)
+    )
     assert epoch_order(n, seed=1, epoch=1, shuffle=True, windows=windows)[0:n].equal(
         epoch_order(n, seed=1, epoch=1, shuffle=True)[0:n]
     )
 
 
-def sequence_of(segments: list[int], samples: list[int]) -> list[int]:
-    """The order of segments that fits best: by the mean place of their samples."""
+def sequences_of(segments: list[int], places: dict[int, int]) -> Iterator[list[int]]:
+    """All sequences of whole segments, first that by the mean place of their samples, which mostly fits."""
     bounds = [0, *itertools.accumulate(segments)]
-    places = {sample: number for number, sample in enumerate(samples)}
     owned = [range(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
     owned.sort(key=lambda segment: sum(places[sample] for sample in segment) / len(segment))
-    return [sample for segment in owned for sample in segment]
+    return (list(itertools.chain(*sequence)) for sequence in itertools.permutations(owned))
 
 
 def test_windows_grow_so_that_the_first_batch_comes_early_and_most_samples_are_mixed_widely():

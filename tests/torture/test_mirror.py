@@ -23,9 +23,9 @@ def test_a_new_machine_goes_on_from_whatever_a_mirror_has_brought_to_s3(tmp_path
 def test_the_mirror_has_the_first_checkpoint_to_itself() -> None:
     gigabyte = 1_000_000_000
     assert checkpoint_interval(10.0, 0.0, gigabyte) == 10.0
-    assert checkpoint_interval(10.0, 0.0, gigabyte, uploads_first=True) == 240.0
+    assert checkpoint_interval(10.0, 0.0, gigabyte, uploads_first=True) == 360.0
     assert checkpoint_interval(None, 0.0, gigabyte) == 120.0
-    assert checkpoint_interval(None, 0.0, gigabyte, uploads_first=True) == 240.0
+    assert checkpoint_interval(None, 0.0, gigabyte, uploads_first=True) == 360.0
     assert checkpoint_interval(600.0, 0.0, gigabyte, uploads_first=True) == 600.0
 
 
