@@ -53,7 +53,9 @@ class Container:
     ) -> None:
         self._isolated = isolated
         self.tree = tree
-        environment = {"PATH": _path(), "HOME": str(tree.home)} | dict(environment)
+        # A job shares the processors of this machine with others, and its threads would wait for each other's.
+        threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
+        environment = {"PATH": _path(), "HOME": str(tree.home)} | threads | dict(environment)
         if isolated:
             net = ("--net",) if alone else ()
             environment |= {"ALONE": "yes"} if alone else {}
