@@ -216,7 +216,7 @@ def treat(campaign: Campaign, patients: Patients, damage: Damage, number: int) -
 def _other(target: Path, sound: Sound) -> Path:
     """Return the same file or directory of the checkpoint before; of anything else the file itself."""
     store = next((path for path in target.parents if path.name == "checkpoints"), None)
-    if store is None:
+    if store is None or len(sound.steps) < 2:
         return target
     _, *inner = target.relative_to(store).parts
     before = next(path.name for path in sound.store.iterdir() if step_of(path) == sound.steps[1])
