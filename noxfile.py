@@ -1,7 +1,8 @@
 """Everything that can be run on this project; each session installs what it needs into an environment of its own.
 
 nox -s quickstart        train the digits example through the real sagemaker-training toolkit
-nox                      lint, types, tests; the torch-free half on each Python; the oldest dependencies
+nox                      lint; types and tests; the torch-free half on each Python; the oldest dependencies
+nox -s types             the types alone
 nox -s benchmarks        measure the loop and the start-up beside the peers (long; prints tables)
 nox -s data_benchmarks   measure reading data beside the peers (long; prints tables)
 nox -s interop           start one script by smkit and by both SageMaker SDKs, to the same model
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "portable", "minimums"]
+nox.options.sessions = ["lint", "tests", "portable", "minimums"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 nox.needs_version = ">=2025.2"
 
 CONSTRAINTS = "tests/constraints.txt"
-# Two processes share the tests, file by file in their order; torch's threads would only wait for each other's.
-SHARED = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+# Three processes on the two cores of CI, for many tests wait for others; they share the tests file by file in their
+# order. Torch's threads would only wait for each other's.
+SHARED = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 # A process that dies, of a test that hangs for example, is not replaced: the next one would begin with the same test.
 PYTEST = ("python", "-m", "pytest", *SHARED, "--max-worker-restart", "0")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -48,11 +50,13 @@ def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = (), lo
     if not lock:
         session.install("-q", "-c", CONSTRAINTS, project, *packages)
         return
-    # No build in an environment of its own, for pip would fill that with whatever is newest.
+    # No build in an environment of its own, for pip would fill that with whatever is newest. What is imported is
+    # compiled then; to compile all of it takes a minute.
     for name in ("build", lock):
-        session.install("-q", "--require-hashes", "--no-deps", "--no-build-isolation", "-r", f"tests/locks/{name}.txt")
+        locked = ("--require-hashes", "--no-deps", "--no-build-isolation", "-r", f"tests/locks/{name}.txt")
+        session.install("-q", "--no-compile", *locked)
     if "train" in extras:
-        session.install("-q", "-c", CONSTRAINTS, "torch")
+        session.install("-q", "--no-compile", "-c", CONSTRAINTS, "torch")
     session.install("-q", "--no-deps", "--no-build-isolation", ".")
     session.run("python", "-m", "pip", "check", silent=True)
 
@@ -110,6 +114,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def tests(session: nox.Session) -> None:
     install(session, "train", "launch", "local", "tabular", lock="tests")
+    check_types(session)
     session.run(*PYTEST, "--cov", "--cov-report=term", "--durations=30", *session.posargs, env=ONE_THREAD)
 
 
@@ -136,7 +141,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    install(session, "train", "launch", "tabular", lock="tests")
+    install(session, "train", "launch", "local", "tabular", lock="tests")
+    check_types(session)
+
+
+def check_types(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "tests/typing")
     for settings in sorted(Path("examples").glob("*/settings.py")):
