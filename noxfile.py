@@ -50,13 +50,11 @@ def install(session: nox.Session, *extras: str, groups: tuple[str, ...] = (), lo
     if not lock:
         session.install("-q", "-c", CONSTRAINTS, project, *packages)
         return
-    # No build in an environment of its own, for pip would fill that with whatever is newest. What is imported is
-    # compiled then; to compile all of it takes a minute.
+    # No build in an environment of its own, for pip would fill that with whatever is newest.
     for name in ("build", lock):
-        locked = ("--require-hashes", "--no-deps", "--no-build-isolation", "-r", f"tests/locks/{name}.txt")
-        session.install("-q", "--no-compile", *locked)
+        session.install("-q", "--require-hashes", "--no-deps", "--no-build-isolation", "-r", f"tests/locks/{name}.txt")
     if "train" in extras:
-        session.install("-q", "--no-compile", "-c", CONSTRAINTS, "torch")
+        session.install("-q", "-c", CONSTRAINTS, "torch")
     session.install("-q", "--no-deps", "--no-build-isolation", ".")
     session.run("python", "-m", "pip", "check", silent=True)
 
