@@ -273,6 +273,7 @@ def test_json_lines_of_numbers_are_features_and_a_label(tmp_path):
         ('{"a": 1, "y": null}', "column 'y' has no value"),
         ('{"a": 1, "y": 1', "this is no JSON: "),
         ("[1]", "this is no object: b'[1]'"),
+        ("null", "this is no object: b'null'"),
         ("", "the line is blank"),
         # pyarrow would take the process down.
         pytest.param('{"a": ' + "[" * 50_000 + "]" * 50_000 + ', "y": 1}', "this is nested more than 100 ", id="lists"),
@@ -283,6 +284,11 @@ def test_what_is_said_of_json_lines_that_are_wrong(tmp_path, small_blocks, line,
     rows = ['{"a": 1, "y": 2}'] * 20
     what = refusal(tmp_path, "\n".join([*rows, line, *rows]), "jsonl").what
     assert what.startswith(f"a.jsonl, line 21: {said}")
+
+
+@pytest.mark.parametrize("first", ["null", '  null, "b": [31 4]}'])
+def test_a_null_in_the_place_of_the_first_object_does_not_crash_the_process(tmp_path, first):
+    assert refusal(tmp_path, f'{first}\n{{"a": 1}}\n', "jsonl").what.startswith("a.jsonl, line 1: this is no ")
 
 
 def test_lines_of_text_are_rows(tmp_path, small_blocks):

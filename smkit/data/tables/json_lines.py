@@ -18,6 +18,10 @@ from smkit.errors import DataError
 
 _DEEPEST = 100
 """How deep a line may be nested; pyarrow descends by recursion, and beyond some ten thousand it crashes the process."""
+_BEGINNING = re.compile(rb"\s*\{")
+"""How a block begins; at a null in this place pyarrow 26 crashes the process."""
+_NULL = re.compile(rb"\n[ \t\r]*null")
+"""A line that pyarrow takes for a row in which all is missing."""
 _TEXT_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]')
 
 
@@ -62,6 +66,8 @@ class JSONLines(Format):
         from pyarrow import json as arrow_json
 
         self._require_shallow(block, data)
+        if not _BEGINNING.match(data) or _NULL.search(data):
+            raise self._explained(block, data, types, "there is a line without an object")
         try:
             found = arrow_json.read_json(
                 pa.BufferReader(data),
