@@ -8,7 +8,7 @@ _UPLOAD_BYTES_PER_SECOND = 25e6
 """What is assumed of SageMaker's mirror to S3, which nothing in the container can measure; low on purpose."""
 _UPLOADS_BETWEEN_SAVES = 3
 """Saves faster than the mirror can leave no whole checkpoint in S3 at all, so it is given time to finish."""
-_UPLOADS_AFTER_THE_FIRST_SAVE = 9
+_UPLOADS_AFTER_THE_FIRST_SAVE = 3 * _UPLOADS_BETWEEN_SAVES
 """Until the first checkpoint is in S3 there is none, so the mirror has time for it alone, even if it is three times
 slower than the saves: after six, 18 of 9,900 cuts of slow mirrors had left nothing whole; after nine, none."""
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+from torture import faulty_disk
 
 # A shell that starts this in the background has Ctrl-C ignored, and all that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -65,6 +66,13 @@ def meeting_port() -> Iterator[int]:
     with (Path(tempfile.gettempdir()) / "smkit-meeting-port.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield 7777
+
+
+@pytest.fixture
+def gcc() -> None:
+    """Skip a test of faulty disks where they cannot be compiled."""
+    if not faulty_disk.is_available():
+        pytest.skip("a faulty disk is compiled by gcc, which is not here")
 
 
 @pytest.fixture

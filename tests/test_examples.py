@@ -16,6 +16,7 @@ from patience import SECONDS, patient_with
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What a user starts is started as the user has it, and as fast.
 pytestmark = pytest.mark.usefixtures("unmeasured")
 BLOCKS = re.findall(r"(?:<!-- file: (\S+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
 

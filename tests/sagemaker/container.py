@@ -54,8 +54,7 @@ class Container:
         self._isolated = isolated
         self.tree = tree
         # A job shares the processors of this machine with others, and its threads would wait for each other's.
-        threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
-        environment = {"PATH": _path(), "HOME": str(tree.home)} | threads | dict(environment)
+        environment = {"PATH": _path(), "HOME": str(tree.home), "OMP_NUM_THREADS": "1"} | dict(environment)
         if isolated:
             net = ("--net",) if alone else ()
             environment |= {"ALONE": "yes"} if alone else {}

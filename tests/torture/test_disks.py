@@ -8,12 +8,10 @@ from torture import disks, faulty_disk
 from torture.subjects import Subject
 from torture.tally import Campaign, Tally
 
-pytestmark = [pytest.mark.train, pytest.mark.endurance]
+pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.usefixtures("gcc")]
 
 
 def test_a_bad_disk_costs_no_checkpoint_and_is_told(tmp_path: Path) -> None:
-    if not faulty_disk.is_available():
-        pytest.skip("a faulty disk is compiled by gcc, which is not here")
     if not disks.can_mount():
         pytest.skip("only root can mount disks of its own")
     tally = Tally()

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from torture.faulty_disk import is_available
 from torture.killing import attack
 from torture.tally import Campaign, Tally
 
-pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.skipif(not is_available(), reason="no gcc")]
+pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.usefixtures("gcc")]
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

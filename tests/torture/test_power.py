@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from torture.faulty_disk import is_available
 from torture.power import attack
 from torture.tally import Campaign, Outcome, Tally
 
-pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.skipif(not is_available(), reason="no gcc")]
+pytestmark = [pytest.mark.train, pytest.mark.endurance, pytest.mark.usefixtures("gcc")]
 
 
 def test_a_power_cut_takes_nothing_that_was_called_saved(tmp_path: Path) -> None:
